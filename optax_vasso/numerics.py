@@ -1,0 +1,120 @@
+"""Norms and projections of trees that neither overflow nor divide by zero.
+
+Every function accumulates in float32, or in the widest dtype of the tree where that
+is wider, after dividing by the largest magnitude: the square of a float16 entry of
+300 or of a float32 entry of 1e30 is never formed. Complex leaves count by their
+modulus, as in :func:`optax.tree.norm`. ``None`` leaves and masked nodes hold nothing
+and count nothing.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def accumulation_dtype(*trees: PyTree) -> jnp.dtype:
+    """The real dtype in which norms of these trees are summed: float32 or wider."""
+    dtypes = (jnp.real(leaf).dtype for leaf in jax.tree.leaves(trees))
+    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Cast a leaf to the real ``dtype``, or to its complex twin if it is complex."""
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return leaf.astype(jnp.promote_types(dtype, jnp.complex64))
+    return leaf.astype(dtype)
+
+
+def cast_like(tree: PyTree, target: PyTree) -> PyTree:
+    """Cast each leaf of ``tree`` to the dtype of the same leaf of ``target``."""
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
+
+
+def max_abs(tree: PyTree) -> jax.Array:
+    """The largest magnitude in the tree, a scalar; 0 for a tree without leaves."""
+    dtype = accumulation_dtype(tree)
+    largest = [
+        jnp.max(jnp.abs(widen(leaf, dtype)), initial=0.0)
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return functools.reduce(jnp.maximum, largest, jnp.zeros((), dtype))
+
+
+def scale_to_one(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    """Divide a tree by its largest magnitude.
+
+    Returns:
+      The scaled tree, in the accumulation dtype, and the scalar it was divided by
+      (1 where the tree is zero, so that zero stays zero).
+    """
+    dtype = accumulation_dtype(tree)
+    largest = max_abs(tree)
+    divisor = jnp.where(largest == 0, 1, largest)
+    return jax.tree.map(lambda leaf: widen(leaf, dtype) / divisor, tree), divisor
+
+
+def power_sum(tree: PyTree, q: float) -> jax.Array:
+    """The sum of abs(leaf)**q over all entries, a scalar; no guard for overflow."""
+    if q == 2:
+        return dot(tree, tree)
+    sums = [jnp.sum(jnp.abs(leaf) ** q) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.add, sums, jnp.zeros((), accumulation_dtype(tree)))
+
+
+def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
+    """The p-norm of all entries of a tree.
+
+    Args:
+      tree: a tree of float or complex arrays.
+      p: the order, 1 <= p <= infinity.
+
+    Returns:
+      A scalar in the accumulation dtype; finite whenever the norm itself is.
+    """
+    if p == math.inf:
+        return max_abs(tree)
+    scaled, divisor = scale_to_one(tree)
+    return divisor * power_sum(scaled, p) ** (1 / p)
+
+
+def normalize(tree: PyTree) -> PyTree:
+    """The tree divided by its 2-norm, in the accumulation dtype; zero stays zero."""
+    scaled, _ = scale_to_one(tree)
+    length = jnp.sqrt(power_sum(scaled, 2))
+    # The largest entry of a scaled tree is 1 or the tree is zero: nothing between.
+    divisor = jnp.where(length == 0, 1, length)
+    return jax.tree.map(lambda leaf: leaf / divisor, scaled)
+
+
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """The real inner product of two trees, a scalar; no guard for overflow."""
+    dtype = accumulation_dtype(a, b)
+    products = jax.tree.map(
+        # Not jnp.vdot: it flattens, which would gather a sharded leaf.
+        lambda x, y: jnp.sum(jnp.real(jnp.conj(widen(x, dtype)) * widen(y, dtype))),
+        a,
+        b,
+    )
+    return functools.reduce(jnp.add, jax.tree.leaves(products), jnp.zeros((), dtype))
+
+
+def cosine(a: PyTree, b: PyTree) -> jax.Array:
+    """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
+    return dot(normalize(a), normalize(b))
+
+
+def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
+    """The component of ``a`` orthogonal to ``b``, leafwise in the dtypes of ``a``.
+
+    a − ⟨a, b̂⟩ b̂ with b̂ the unit tree along ``b``; ``a`` itself if ``b`` is zero.
+    """
+    unit = normalize(b)
+    scaled, divisor = scale_to_one(a)
+    length = dot(scaled, unit)
+    rest = jax.tree.map(lambda x, u: (x - length * u) * divisor, scaled, unit)
+    return cast_like(rest, a)
