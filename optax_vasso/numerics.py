@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
+_WIDE = (jnp.float64, jnp.complex128)
 
 
 def accumulation_dtype(*trees: PyTree) -> jnp.dtype:
     """The real dtype in which norms of these trees are summed: float32 or wider."""
-    dtypes = (jnp.real(leaf).dtype for leaf in jax.tree.leaves(trees))
-    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    wide = any(leaf.dtype in _WIDE for leaf in jax.tree.leaves(trees))
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Cast a leaf to the real ``dtype``, or to its complex twin if it is complex."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return leaf.astype(jnp.promote_types(dtype, jnp.complex64))
+        return leaf.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
     return leaf.astype(dtype)
 
 
