@@ -161,10 +161,10 @@ def sharpness_aware(
                 grads, _ = _gradient(grad_fn, params, total)
                 part, _ = perturbation(grads)
                 total = optax.tree.add(total, part)
+            length, cosine = _measure(total, updates)
+            total = _after(length, cosine, total)
             grads, value = _gradient(grad_fn, params, total)
-            return grads, _as_metrics(
-                True, value, numerics.norm(total), numerics.cosine(total, updates)
-            )
+            return grads, _as_metrics(True, value, length, cosine)
 
         ascended, gate_state = gate.update(state.gate_state)
         if ascended is True:
@@ -209,6 +209,30 @@ def _gradient(
         f"(value, gradients); params have {structure}, it returned "
         f"{jax.tree.structure(result)}."
     )
+
+
+def _measure(perturbation: PyTree, grads: PyTree) -> tuple[jax.Array, jax.Array]:
+    """‖ε‖, and the cosine between ε and g.
+
+    In plain sums: ε has the size of a radius, so only a gradient out of all proportion
+    could overflow here, and no more than this metric.
+    """
+    length = jnp.sqrt(numerics.dot(perturbation, perturbation))
+    product = numerics.dot(perturbation, grads)
+    lengths = length.astype(product.dtype) * numerics.norm(grads).astype(product.dtype)
+    cosine = product / jnp.where(lengths == 0, 1, lengths)
+    return length, jnp.clip(cosine, -1, 1)
+
+
+def _after(length: jax.Array, cosine: jax.Array, perturbation: PyTree) -> PyTree:
+    """The perturbation itself, once it has been measured.
+
+    The condition is never true, but XLA does not know, so it measures first and the
+    perturbed parameters may take the place of the clean gradient: peak memory falls by
+    a copy of the parameters. (XLA drops an optimization barrier on a CPU.)
+    """
+    one = jnp.where((length < 0) | (cosine > 1), jnp.nan, 1.0)
+    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), perturbation)
 
 
 def _metrics_dtype() -> jnp.dtype:
