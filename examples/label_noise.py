@@ -61,7 +61,7 @@ METHODS = {
         "SAM",
         "#0072B2",
         lambda base, h, seed: ov.sam(base, h["rho"]),
-        {"rho": [0.2, 0.25, 0.3, 0.35, 0.4, 0.5]},
+        {"rho": [0.3, 0.35, 0.4, 0.45, 0.5, 0.6]},
         {0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
     ),
     "friendly_sam": Method(
@@ -103,21 +103,21 @@ METHODS = {
         "eVASSO p = 0.3",
         "#CC79A7",
         lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.3, seed),
-        {"rho": [0.7, 1.0, 1.4, 2.0], "theta": [0.1, 0.2]},
+        {"rho": [0.7, 1.0, 1.4, 2.0, 2.8], "theta": [0.1, 0.2]},
         {0.5: {"rho": 1.0, "theta": 0.1}, 0.75: {"rho": 1.0, "theta": 0.1}},
     ),
     "looksam": Method(
         "LookSAM k = 5",
         "#999999",
         lambda base, h, seed: ov.looksam(base, h["rho"], h["alpha"], 5),
-        {"rho": [0.2, 0.35, 0.6], "alpha": [0.5, 1.0, 1.5]},
+        {"rho": [0.2, 0.35, 0.6, 0.8], "alpha": [0.3, 0.5, 1.0]},
         {0.5: {"rho": 0.3, "alpha": 0.7}, 0.75: {"rho": 0.3, "alpha": 0.7}},
     ),
     "lagged_vasso": Method(
         "lagged VaSSO",
         "#8B0000",
         lambda base, h, seed: ov.lagged_vasso(base, h["rho"], h["theta"]),
-        {"rho": [0.4, 0.5, 0.6, 0.7], "theta": [0.1, 0.3, 0.5, 0.7]},
+        {"rho": [0.4, 0.5, 0.6], "theta": [0.1, 0.3, 0.5, 0.7]},
         {0.5: {"rho": 0.5, "theta": 0.1}, 0.75: {"rho": 0.5, "theta": 0.5}},
     ),
 }
