@@ -159,7 +159,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         reused = _add_scaled(
             clean_grads, weight * length, numerics.normalize(state.orthogonal)
         )
-        fresh = numerics.cast_like(
+        fresh = numerics.fill_none(
             numerics.orthogonal_to(updates, clean_grads), state.orthogonal
         )
         direction = optax.tree.where(ascended, updates, reused)
@@ -204,7 +204,7 @@ def _descent(
 def _add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
     """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
     dtype = numerics.accumulation_dtype(tree, other)
-    return jax.tree.map(
+    return numerics.map_updates(
         lambda x, y: (
             numerics.widen(x, dtype) + weight.astype(dtype) * numerics.widen(y, dtype)
         ).astype(x.dtype),
