@@ -151,7 +151,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         **extra_args: Any,
     ) -> tuple[PyTree, LookSamState]:
         del params, extra_args
-        _require_clean_grads("looksam_descent", clean_grads)
+        _require_clean_grads("looksam_descent", updates, clean_grads)
         check_structure(updates, state.orthogonal, "looksam_descent")
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
@@ -190,7 +190,7 @@ def _descent(
         **extra_args: Any,
     ) -> tuple[PyTree, DescentState]:
         del params, extra_args
-        _require_clean_grads(name, clean_grads)
+        _require_clean_grads(name, updates, clean_grads)
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(hyperparameter, state.step), dtype)
         new_updates = optax.tree.where(
@@ -213,10 +213,16 @@ def _add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
     )
 
 
-def _require_clean_grads(name: str, clean_grads: PyTree) -> None:
+def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> None:
     if clean_grads is None:
         raise ValueError(
             f"{name} needs the extra argument clean_grads: put it inside "
             f"sharpness_aware, as in sharpness_aware(optax.chain({name}(...), "
             "optimizer), ascent)."
+        )
+    if jax.tree.structure(updates) != jax.tree.structure(clean_grads):
+        raise ValueError(
+            f"{name} got clean_grads of another tree structure than the perturbed "
+            "gradient: inside optax.partition or optax.masked, pass those "
+            "mask_compatible_extra_args=True."
         )
