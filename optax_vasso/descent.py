@@ -220,7 +220,8 @@ def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> Non
             f"sharpness_aware, as in sharpness_aware(optax.chain({name}(...), "
             "optimizer), ascent)."
         )
-    if jax.tree.structure(updates) != jax.tree.structure(clean_grads):
+    structure: Any = jax.tree.structure(updates)
+    if jax.tree.structure(clean_grads) != structure:
         raise ValueError(
             f"{name} got clean_grads of another tree structure than the perturbed "
             "gradient: inside optax.partition or optax.masked, pass those "

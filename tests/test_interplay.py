@@ -1,6 +1,8 @@
 """One test for each row of docs/optax-interplay.md: what holds with each transform."""
 
 import functools
+import re
+from pathlib import Path
 
 import chex
 import jax
@@ -388,14 +390,16 @@ def test_apply_if_finite_inside_guards_the_perturbed_gradient():
     def broken(params):
         return optax.tree.full_like(params, jnp.nan)
 
-    def one_update(optimizer):
+    def one_step(optimizer, grads, grad_fn):
         state = optimizer.init(params)
-        return update(optimizer, params, state, grads=grad(params), grad_fn=broken)[0]
+        return update(optimizer, params, state, grads=grads, grad_fn=grad_fn)
 
-    around = one_update(optax.apply_if_finite(ov.sam(optax.sgd(RATE), RHO), 5))
-    assert np.isnan(length(around))
-    inside = one_update(ov.sam(optax.apply_if_finite(optax.sgd(RATE), 5), RHO))
-    assert length(inside) == 0
+    around = optax.apply_if_finite(sgd_vasso(), 5)
+    inside = ov.vasso(optax.apply_if_finite(optax.sgd(RATE), 5), RHO, THETA)
+    assert np.isnan(length(one_step(around, grad(params), broken)[0]))
+    assert length(one_step(inside, grad(params), broken)[0]) == 0
+    _, state = one_step(inside, broken(params), grad)
+    assert np.isnan(length(optax.tree.get(state, "ema")))
 
 
 def test_clip_by_global_norm_before_bounds_the_clean_gradient():
@@ -652,3 +656,12 @@ def test_contrib_sam_that_resets_its_adversary_forgets_the_average():
         )
         params = optax.apply_updates(params, updates)
         assert_close(params, expected)
+
+
+def test_every_test_here_is_a_row_of_the_table():
+    page = (Path(__file__).parents[1] / "docs" / "optax-interplay.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[-2])}
+    here = {name.removeprefix("test_") for name in globals() if name[:5] == "test_"}
+    assert here - named == {"every_test_here_is_a_row_of_the_table"}
+    assert named <= here
