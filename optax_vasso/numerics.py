@@ -53,6 +53,16 @@ def cast_like(tree: PyTree, target: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
 
 
+def fill_none(tree: PyTree, target: PyTree) -> PyTree:
+    """:func:`cast_like`, and the leaf of ``target`` where that of ``tree`` is None."""
+    return jax.tree.map(
+        lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
+        tree,
+        target,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 def max_abs(tree: PyTree) -> jax.Array:
     """The largest magnitude in the tree, a scalar; 0 for a tree without leaves."""
     dtype = accumulation_dtype(tree)

@@ -158,12 +158,12 @@ def sharpness_aware(
         def ascend() -> tuple[PyTree, AscentMetrics]:
             total = first
             for _ in range(ascent_steps - 1):
-                grads, _ = _gradient(grad_fn, params, total)
+                grads, _ = _gradient(grad_fn, params, total, updates)
                 part, _ = perturbation(grads)
                 total = optax.tree.add(total, part)
             length, cosine = _measure(total, updates)
             total = _after(length, cosine, total)
-            grads, value = _gradient(grad_fn, params, total)
+            grads, value = _gradient(grad_fn, params, total, updates)
             return grads, _as_metrics(True, value, length, cosine)
 
         ascended, gate_state = gate.update(state.gate_state)
@@ -189,12 +189,20 @@ def sharpness_aware(
 
 
 def _gradient(
-    grad_fn: GradFn, params: PyTree, perturbation: PyTree
+    grad_fn: GradFn, params: PyTree, perturbation: PyTree, clean_grads: PyTree
 ) -> tuple[PyTree, jax.Array]:
     """Gradient and value at the perturbed parameters; value 0 if there is none."""
-    result = grad_fn(optax.apply_updates(params, perturbation))
+    result = grad_fn(
+        jax.tree.map(
+            # No update is no perturbation: the parameter is left out of training.
+            lambda e, x: x if e is None else optax.apply_updates(x, e),
+            perturbation,
+            params,
+            is_leaf=lambda e: e is None,
+        )
+    )
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
-    structure: Any = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(clean_grads)
     if jax.tree.structure(result) == structure:
         return result, jnp.zeros(())
     if (
@@ -205,8 +213,8 @@ def _gradient(
     ):
         return result[1], result[0]
     raise ValueError(
-        "grad_fn must return gradients with the tree structure of params, or "
-        f"(value, gradients); params have {structure}, it returned "
+        "grad_fn must return gradients with the tree structure of those passed to "
+        f"update, or (value, gradients); they have {structure}, it returned "
         f"{jax.tree.structure(result)}."
     )
 
