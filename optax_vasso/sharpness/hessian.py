@@ -1,0 +1,557 @@
+"""Curvature without matrices: eigenvalues, trace and spectral density.
+
+A curvature is a *matrix-vector product*: :func:`hessian`, :func:`gauss_newton` and
+:func:`hessian_by_differences` make one, and what measures it takes any function from a
+tree like the parameters to another that is linear and symmetric. The Lanczos iteration
+and the trace integrand are matfree's.
+
+The products are :class:`jax.tree_util.Partial` objects, trees whose leaves are the
+parameters and the data. They pass through :func:`jax.jit` as arguments, so a measure
+compiles once for a loss function and serves every later set of parameters.
+
+References:
+  Krämer, `matfree <https://github.com/pnkraemer/matfree>`_, 2023
+
+  Ghorbani et al., `An Investigation into Neural Net Optimization via Hessian Eigenvalue
+  Density <https://arxiv.org/abs/1901.10159>`_, 2019
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from optax_vasso import numerics
+from optax_vasso.sharpness import batches as data
+from optax_vasso.sharpness.batches import Estimate
+
+PyTree = Any
+Matvec = Callable[[PyTree], PyTree]
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues at one end of a spectrum.
+
+    Attributes:
+      values: the eigenvalues, an array of shape ``(k,)``, the outermost first.
+      vectors: the eigenvectors, of norm 1: a tree like the parameters with one more
+        leading axis of length k.
+      residuals: ‖Av − λv‖₂ of each pair, shape ``(k,)``, as the Lanczos iteration knows
+        it; rounding adds about eps·max abs(λ). Some eigenvalue of A lies within this
+        distance of λ.
+    """
+
+    values: jax.Array
+    vectors: PyTree
+    residuals: jax.Array
+
+
+class SpectralDensity(NamedTuple):
+    """How the eigenvalues are distributed; the density integrates to 1.
+
+    Attributes:
+      grid: eigenvalues λ, evenly spaced, shape ``(num_points,)``.
+      density: the share of eigenvalues per unit of λ, averaged over the cell around
+        each grid point: ``sum(density) * (grid[1] - grid[0])`` is 1.
+      nodes: Ritz values of every sample, shape ``(num_samples, num_matvecs)``.
+      weights: their quadrature weights, of the same shape and with sum 1:
+        ``n * sum(weights * f(nodes))`` estimates the trace of f(A).
+    """
+
+    grid: jax.Array
+    density: jax.Array
+    nodes: jax.Array
+    weights: jax.Array
+
+
+def hessian(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+) -> Matvec:
+    """The Hessian of the mean loss as a matrix-vector product.
+
+    Forward over reverse differentiation: one product costs between two and four
+    gradients in time, and the memory of about two.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch. What the
+        network keeps besides parameters, as the statistics of batch normalization, is
+        closed over: it must not depend on the batch.
+      params: a tree of float32 or float64 arrays.
+      batches: a list or an iterator of batches, or one batch (a tuple, a dictionary or
+        an array); see :func:`~optax_vasso.sharpness.batches.stack_batches`. They are
+        held in memory together.
+
+    Returns:
+      A function of a tree like ``params`` that returns another.
+
+    Raises:
+      ValueError: if the loss is not a scalar, there are no batches, or the parameters
+        are not finite.
+      TypeError: if JAX cannot differentiate the gradient, as where a
+        :func:`jax.custom_vjp` wraps what has no derivative of its own (a kernel, a
+        callback); :func:`hessian_by_differences` needs the gradient alone.
+    """
+    groups = data.checked_batches(loss_fn, params, batches)
+    matvec = Partial(_hessian_product, Partial(loss_fn), params, groups)
+    _check_product(matvec, params, "Hessian", "sharpness.hessian_by_differences")
+    return matvec
+
+
+def hessian_by_differences(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+) -> Matvec:
+    """The Hessian of a loss of which JAX can form the gradient only.
+
+    (∇f(x + hv) − ∇f(x − hv)) / 2h with h = √eps·(1 + ‖x‖)/‖v‖, eps the machine
+    precision: two gradients a product. Rounding of the gradients and the third
+    derivative leave an error of about √eps, so use :func:`hessian` where it works.
+
+    Args:
+      loss_fn: as for :func:`hessian`.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`hessian`.
+
+    Returns:
+      A function of a tree like ``params`` that returns another.
+
+    Raises:
+      ValueError: as :func:`hessian`.
+    """
+    groups = data.checked_batches(loss_fn, params, batches)
+    return Partial(_difference_product, Partial(loss_fn), params, groups)
+
+
+def gauss_newton(
+    model_fn: Callable[[PyTree, data.Batch], PyTree],
+    output_loss_fn: Callable[[PyTree, data.Batch], jax.Array],
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+) -> Matvec:
+    """The Gauss-Newton matrix as a matrix-vector product.
+
+    JᵀHJ, J the Jacobian of the model's outputs and H the Hessian of the loss in the
+    outputs: the Hessian without the curvature of the model. It is positive semidefinite
+    for a convex loss, equals the Hessian where the model is linear, and is the Fisher
+    information for cross-entropy.
+
+    Args:
+      model_fn: ``model_fn(params, batch)``, the outputs, as logits; any tree.
+      output_loss_fn: ``output_loss_fn(outputs, batch)``, a scalar, the mean over the
+        batch.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`hessian`.
+
+    Returns:
+      A function of a tree like ``params`` that returns another.
+
+    Raises:
+      ValueError: as :func:`hessian`.
+      TypeError: if JAX has no forward derivative of the model, as for a
+        :func:`jax.custom_vjp`; :func:`hessian` and :func:`hessian_by_differences` can
+        do without.
+
+    References:
+      Schraudolph, `Fast Curvature Matrix-Vector Products for Second-Order Gradient
+      Descent <https://doi.org/10.1162/08997660260028683>`_, 2002
+    """
+
+    def loss_fn(params: PyTree, batch: data.Batch) -> jax.Array:
+        return output_loss_fn(model_fn(params, batch), batch)
+
+    groups = data.checked_batches(loss_fn, params, batches)
+    matvec = Partial(
+        _gauss_newton_product,
+        Partial(model_fn),
+        Partial(output_loss_fn),
+        params,
+        groups,
+    )
+    _check_product(matvec, params, "Gauss-Newton", "sharpness.hessian")
+    return matvec
+
+
+def largest_eigenpairs(
+    matvec: Matvec,
+    params: PyTree,
+    k: int = 1,
+    *,
+    num_matvecs: int | None = None,
+    key: jax.Array | None = None,
+) -> Eigenpairs:
+    """The k largest eigenvalues by the Lanczos iteration, the largest first.
+
+    The outermost eigenvalues converge first; look at ``residuals``, and raise
+    ``num_matvecs`` where they are too large. The Krylov basis takes the memory of
+    ``num_matvecs`` sets of parameters.
+
+    Args:
+      matvec: a symmetric curvature, as of :func:`hessian`.
+      params: a tree of the shapes, dtypes and shardings that the vectors have.
+      k: how many.
+      num_matvecs: the number of products, at least k; None for 40 + 2k, or the
+        number of parameters where that is less.
+      key: of the random starting vector; None for ``jax.random.key(0)``.
+
+    Returns:
+      :class:`Eigenpairs`. The vectors are sharded as the parameters are.
+
+    Raises:
+      ValueError: if k is below 1 or above the number of parameters, or ``num_matvecs``
+        outside of [k, number of parameters].
+      ImportError: without matfree.
+
+    References:
+      Lanczos, `An iteration method for the solution of the eigenvalue problem
+      <https://doi.org/10.6028/jres.045.026>`_, 1950
+    """
+    return _outer_eigenpairs(matvec, params, k, num_matvecs, key, from_top=True)
+
+
+def smallest_eigenpairs(
+    matvec: Matvec,
+    params: PyTree,
+    k: int = 1,
+    *,
+    num_matvecs: int | None = None,
+    key: jax.Array | None = None,
+) -> Eigenpairs:
+    """The k smallest (most negative) eigenvalues, the smallest first.
+
+    Arguments, result and errors as :func:`largest_eigenpairs`.
+    """
+    return _outer_eigenpairs(matvec, params, k, num_matvecs, key, from_top=False)
+
+
+def trace(
+    matvec: Matvec,
+    params: PyTree,
+    *,
+    num_samples: int = 32,
+    key: jax.Array | None = None,
+) -> Estimate:
+    """The sum of the eigenvalues by Hutchinson's estimator.
+
+    The mean of zᵀAz over vectors z of random signs, at one product a sample.
+
+    Args:
+      matvec: a curvature, as of :func:`hessian`.
+      params: a tree of the shapes and dtypes that the vectors have.
+      num_samples: the number of products, at least 2.
+      key: of the random signs; None for ``jax.random.key(0)``.
+
+    Returns:
+      :class:`Estimate`; the standard error falls as 1/√num_samples.
+
+    Raises:
+      ValueError: for fewer than two samples.
+      ImportError: without matfree.
+
+    References:
+      Hutchinson, `A Stochastic Estimator of the Trace of the Influence Matrix
+      <https://doi.org/10.1080/03610919008812866>`_, 1990
+    """
+    data.check_params(params)
+    data.check_at_least("num_samples", num_samples, 2)
+    key = jax.random.key(0) if key is None else key
+    return _trace(_as_tree(matvec), params, key, num_samples, _mesh(params))
+
+
+def spectral_density(
+    matvec: Matvec,
+    params: PyTree,
+    *,
+    num_samples: int = 8,
+    num_matvecs: int = 64,
+    bandwidth: float | None = None,
+    num_points: int = 1024,
+    key: jax.Array | None = None,
+) -> SpectralDensity:
+    """The density of the eigenvalues by stochastic Lanczos quadrature.
+
+    ``num_samples`` Lanczos iterations of ``num_matvecs`` products each give weighted
+    Ritz values; a Gaussian of width ``bandwidth`` about each makes a density of them.
+
+    Args:
+      matvec: a symmetric curvature, as of :func:`hessian`.
+      params: a tree of the shapes and dtypes that the vectors have.
+      num_samples: the number of random starting vectors.
+      num_matvecs: products for each, cut to the number of parameters.
+      bandwidth: standard deviation of the Gaussian, in units of the eigenvalues; None
+        for 1% of the range that they span.
+      num_points: of the grid, which reaches 6 bandwidths past the eigenvalues.
+      key: of the starting vectors; None for ``jax.random.key(0)``.
+
+    Returns:
+      :class:`SpectralDensity`.
+
+    Raises:
+      ValueError: for a count below 1 (``num_points``: 2) or a bandwidth that is not
+        positive.
+      ImportError: without matfree.
+
+    References:
+      Ghorbani et al., `An Investigation into Neural Net Optimization via Hessian
+      Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019
+    """
+    data.check_params(params)
+    data.check_at_least("num_samples", num_samples, 1)
+    data.check_at_least("num_matvecs", num_matvecs, 1)
+    data.check_at_least("num_points", num_points, 2)
+    if bandwidth is not None:
+        data.check_positive("bandwidth", bandwidth)
+    num_matvecs = min(num_matvecs, _size(params))
+    key = jax.random.key(0) if key is None else key
+    keys = jax.random.split(key, num_samples)
+    nodes, weights = _quadrature(
+        _as_tree(matvec), params, keys, num_matvecs, _mesh(params)
+    )
+    return _smooth(nodes, weights, bandwidth, num_points)
+
+
+def _check_product(matvec: Matvec, params: PyTree, name: str, alternative: str) -> None:
+    try:
+        jax.eval_shape(matvec, params)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TypeError(
+            f"JAX cannot form the {name}-vector product of this loss, since something"
+            " in it has no forward derivative (a custom_vjp without a jvp, a kernel, a"
+            f" callback). Use {alternative}, which does without. JAX said: {error}"
+        ) from error
+
+
+def _hessian_product(
+    loss_fn: data.LossFn, params: PyTree, groups: tuple[data.Batch, ...], vector: PyTree
+) -> PyTree:
+    def of_batch(batch: data.Batch) -> PyTree:
+        gradient = jax.grad(lambda x: loss_fn(x, batch))
+        return jax.jvp(gradient, (params,), (vector,))[1]
+
+    return data.mean_over_batches(of_batch, groups)
+
+
+def _difference_product(
+    loss_fn: data.LossFn, params: PyTree, groups: tuple[data.Batch, ...], vector: PyTree
+) -> PyTree:
+    length = numerics.norm(vector)
+    eps = jnp.finfo(length.dtype).eps
+    step = eps**0.5 * (1 + numerics.norm(params)) / jnp.where(length == 0, 1, length)
+
+    def gradient(sign: int) -> PyTree:
+        point = jax.tree.map(
+            lambda x, v: x + (sign * step).astype(x.dtype) * v, params, vector
+        )
+        return data.mean_loss_and_grad(loss_fn, point, groups)[1]
+
+    return jax.tree.map(
+        lambda ahead, behind: (ahead - behind) / (2 * step).astype(ahead.dtype),
+        gradient(1),
+        gradient(-1),
+    )
+
+
+def _gauss_newton_product(
+    model_fn: Callable[[PyTree, data.Batch], PyTree],
+    output_loss_fn: Callable[[PyTree, data.Batch], jax.Array],
+    params: PyTree,
+    groups: tuple[data.Batch, ...],
+    vector: PyTree,
+) -> PyTree:
+    def of_batch(batch: data.Batch) -> PyTree:
+        outputs, pull_back = jax.vjp(lambda x: model_fn(x, batch), params)
+        tangent = jax.jvp(lambda x: model_fn(x, batch), (params,), (vector,))[1]
+        gradient = jax.grad(lambda z: output_loss_fn(z, batch))
+        return pull_back(jax.jvp(gradient, (outputs,), (tangent,))[1])[0]
+
+    return data.mean_over_batches(of_batch, groups)
+
+
+def _outer_eigenpairs(
+    matvec: Matvec,
+    params: PyTree,
+    k: int,
+    num_matvecs: int | None,
+    key: jax.Array | None,
+    *,
+    from_top: bool,
+) -> Eigenpairs:
+    data.check_params(params)
+    size = _size(params)
+    if not 1 <= k <= size:
+        raise ValueError(
+            f"k must be between 1 and the number of parameters, {size}; got {k}."
+        )
+    if num_matvecs is None:
+        num_matvecs = min(size, 40 + 2 * k)
+    if not k <= num_matvecs <= size:
+        raise ValueError(
+            f"num_matvecs must be between k = {k} and the number of parameters, {size};"
+            f" got {num_matvecs}."
+        )
+    key = jax.random.key(0) if key is None else key
+    pairs = _ritz_pairs(
+        _as_tree(matvec), params, key, num_matvecs, k, from_top, _mesh(params)
+    )
+    return pairs._replace(vectors=_shard_as(pairs.vectors, params))
+
+
+@functools.partial(jax.jit, static_argnames=("num_matvecs", "k", "from_top", "mesh"))
+def _ritz_pairs(
+    matvec: Matvec,
+    params: PyTree,
+    key: jax.Array,
+    num_matvecs: int,
+    k: int,
+    from_top: bool,
+    mesh: Mesh | None,
+) -> Eigenpairs:
+    basis, values, coefficients, last = _lanczos(matvec, params, key, num_matvecs, mesh)
+    chosen = jnp.arange(k)
+    if from_top:
+        chosen = num_matvecs - 1 - chosen
+    vectors = coefficients[:, chosen].T @ basis
+    _, unravel = ravel_pytree(params)
+    return Eigenpairs(
+        values[chosen],
+        jax.vmap(unravel)(vectors),
+        last * jnp.abs(coefficients[-1, chosen]),
+    )
+
+
+def _lanczos(
+    matvec: Matvec, params: PyTree, key: jax.Array, num_matvecs: int, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The Krylov basis as rows, Ritz values, their coefficients, the last length."""
+    decomp = _matfree("decomp")
+    flat, unravel = ravel_pytree(params)
+    start_key, shift_key = jax.random.split(key)
+    start = _distribute(jax.random.normal(start_key, flat.shape, flat.dtype), mesh)
+    shifts = jax.random.uniform(shift_key, flat.shape, flat.dtype, -1, 1)
+    eps = jnp.finfo(flat.dtype).eps
+
+    def product(vector: jax.Array) -> jax.Array:
+        image = ravel_pytree(matvec(unravel(vector)))[0]
+        # The iteration divides by the part of the image outside of the basis, which
+        # is zero once the basis is invariant: at once if A is a multiple of the
+        # identity. A change of A at the level of rounding keeps it from zero and
+        # lets the iteration go on to eigenvalues that occur more than once.
+        size = jnp.maximum(jnp.linalg.norm(image), 1e-6)
+        return _distribute(image + eps * size * shifts * vector, mesh)
+
+    # Without its own derivative rule the iteration takes any product, and what is
+    # measured here is not differentiated.
+    tridiagonal = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
+    basis, matrix, residual, _ = tridiagonal(product, start)
+    values, coefficients = jnp.linalg.eigh(matrix)
+    return basis, values, coefficients, jnp.linalg.norm(residual)
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples", "mesh"))
+def _trace(
+    matvec: Matvec, params: PyTree, key: jax.Array, num_samples: int, mesh: Mesh | None
+) -> Estimate:
+    stochtrace = _matfree("stochtrace")
+    flat, unravel = ravel_pytree(params)
+    signs = stochtrace.sampler_signs(flat, num=1)
+    quadratic_form = stochtrace.monte_carlo_trace()
+
+    def product(vector: jax.Array) -> jax.Array:
+        return ravel_pytree(matvec(unravel(vector)))[0]
+
+    # One after the other: matfree's own estimator runs all the products at once.
+    samples = jax.lax.map(
+        lambda key: quadratic_form(product, _distribute(signs(key)[0], mesh)),
+        jax.random.split(key, num_samples),
+    )
+    return data.estimate(samples)
+
+
+@functools.partial(jax.jit, static_argnames=("num_matvecs", "mesh"))
+def _quadrature(
+    matvec: Matvec, params: PyTree, keys: jax.Array, num_matvecs: int, mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
+    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _, values, coefficients, _ = _lanczos(matvec, params, key, num_matvecs, mesh)
+        return values, coefficients[0] ** 2 / keys.shape[0]
+
+    return jax.lax.map(sample, keys)
+
+
+def _smooth(
+    nodes: jax.Array, weights: jax.Array, bandwidth: float | None, num_points: int
+) -> SpectralDensity:
+    low, high = nodes.min(), nodes.max()
+    if bandwidth is None:
+        # All eigenvalues may be equal: then 1% of their size, or of 1 if it is 0.
+        spread = jnp.where(high - low > 1e-5 * abs(high), high - low, abs(high))
+        bandwidth = 0.01 * jnp.where(spread > 0, spread, 1)
+    low, high = low - 6 * bandwidth, high + 6 * bandwidth
+    edges = jnp.linspace(low, high, num_points + 1, dtype=nodes.dtype)
+    centres = (edges[1:] + edges[:-1]) / 2
+
+    # Averages over cells, not values at points: they sum to 1 for any bandwidth.
+    def mass_below(edge: jax.Array) -> jax.Array:
+        return jnp.sum(weights * jax.scipy.stats.norm.cdf(edge, nodes, bandwidth))
+
+    masses = jnp.diff(jax.lax.map(mass_below, edges))
+    return SpectralDensity(
+        centres, masses * (num_points / (high - low)), nodes, weights
+    )
+
+
+def _size(params: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _as_tree(matvec: Matvec) -> Partial:
+    return matvec if isinstance(matvec, Partial) else Partial(matvec)
+
+
+def _mesh(params: PyTree) -> Mesh | None:
+    """The devices that the parameters are sharded over, if there are several."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def _distribute(vector: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Spread a flat vector, and with it the Krylov basis, evenly over all devices."""
+    if mesh is None:
+        return vector
+    spec = PartitionSpec(mesh.axis_names)
+    return jax.lax.with_sharding_constraint(vector, NamedSharding(mesh, spec))
+
+
+def _shard_as(vectors: PyTree, params: PyTree) -> PyTree:
+    """Give stacked vectors the sharding of the parameters."""
+
+    def shard(stacked: jax.Array, leaf: jax.Array) -> jax.Array:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return stacked
+        spec = PartitionSpec(None, *sharding.spec)
+        return jax.device_put(stacked, NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(shard, vectors, params)
+
+
+def _matfree(module: str) -> Any:
+    try:
+        import matfree.decomp
+        import matfree.stochtrace
+    except ImportError:
+        raise ImportError(
+            "Eigenvalues, trace and spectral density need matfree:"
+            " pip install 'optax-vasso[sharpness]'"
+        ) from None
+    return getattr(matfree, module)
