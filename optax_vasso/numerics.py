@@ -4,11 +4,12 @@ Every function accumulates in float32, or in the widest dtype of the tree where 
 is wider, after dividing by the largest magnitude: the square of a float16 entry of
 300 or of a float32 entry of 1e30 is never formed. Complex leaves count by their
 modulus, as in :func:`optax.tree.norm`. ``None`` leaves and masked nodes hold nothing
-and count nothing.
+and count nothing. Subnormal numbers count as zero where XLA flushes them to zero.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +29,22 @@ def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return leaf.astype(jnp.promote_types(dtype, jnp.complex64))
     return leaf.astype(dtype)
+
+
+def widen_tree(tree: PyTree) -> PyTree:
+    """Cast every leaf to the accumulation dtype of the tree, or its complex twin."""
+    dtype = accumulation_dtype(tree)
+    return jax.tree.map(lambda leaf: widen(leaf, dtype), tree)
+
+
+def map_updates(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
+    """Map over the updates that are there: an update may be None, as in Optax."""
+    return jax.tree.map(
+        lambda leaf, *others: None if leaf is None else function(leaf, *others),
+        updates,
+        *rest,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:
@@ -52,10 +69,15 @@ def scale_to_one(tree: PyTree) -> tuple[PyTree, jax.Array]:
       The scaled tree, in the accumulation dtype, and the scalar it was divided by
       (1 where the tree is zero, so that zero stays zero).
     """
-    dtype = accumulation_dtype(tree)
     largest = max_abs(tree)
     divisor = jnp.where(largest == 0, 1, largest)
-    return jax.tree.map(lambda leaf: widen(leaf, dtype) / divisor, tree), divisor
+    # XLA divides by a scalar by multiplying with its reciprocal, which is subnormal,
+    # so flushed to zero, for a divisor near the top of the range: leave that first.
+    shift = jnp.where(divisor > 2.0**60, 2.0**-64, 1.0)
+    shift = jnp.where(divisor < 2.0**-60, 2.0**64, shift).astype(divisor.dtype)
+    reciprocal = 1 / (divisor * shift)
+    scaled = jax.tree.map(lambda leaf: leaf * shift * reciprocal, widen_tree(tree))
+    return scaled, divisor
 
 
 def power_sum(tree: PyTree, q: float) -> jax.Array:
@@ -89,6 +111,18 @@ def normalize(tree: PyTree) -> PyTree:
     # The largest entry of a scaled tree is 1 or the tree is zero: nothing between.
     divisor = jnp.where(length == 0, 1, length)
     return jax.tree.map(lambda leaf: leaf / divisor, scaled)
+
+
+def dual_direction(tree: PyTree, p: float) -> PyTree:
+    """The maximizer u of ⟨tree, u⟩ under ‖u‖_p ≤ 1, for 1 < p <= infinity.
+
+    u = sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1; zero stays zero.
+    """
+    q = 1.0 if p == math.inf else p / (p - 1)
+    scaled, _ = scale_to_one(tree)
+    total = power_sum(scaled, q) ** (1 / p)
+    divisor = jnp.where(total == 0, 1, total)
+    return jax.tree.map(lambda d: jnp.sign(d) * jnp.abs(d) ** (q - 1) / divisor, scaled)
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:

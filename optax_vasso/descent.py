@@ -1,0 +1,222 @@
+"""(Clean, perturbed) gradient → descent gradient: first links of a base optimizer.
+
+Each is an Optax transformation that reads the extra arguments ``clean_grads`` and
+``ascended`` which :func:`optax_vasso.sharpness_aware` passes, and is chained before
+the optimizer inside it::
+
+    sharpness_aware(optax.chain(gsam_descent(0.3), optax.sgd(0.1)), sam_perturb(0.1))
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.validation import (
+    Hyperparameter,
+    check_hyperparameter,
+    check_params,
+    check_structure,
+    value_at,
+)
+
+PyTree = Any
+
+
+class DescentState(NamedTuple):
+    """State of :func:`gsam_descent` and :func:`weighted_descent`.
+
+    Attributes:
+      step: calls so far, an int32 scalar: where a schedule is read.
+    """
+
+    step: jax.Array
+
+
+class LookSamState(NamedTuple):
+    """State of :func:`looksam_descent`.
+
+    Attributes:
+      step: calls so far, an int32 scalar.
+      orthogonal: the component of the last perturbed gradient that is orthogonal to
+        the clean one; like the parameters, and zero before the first ascent.
+    """
+
+    step: jax.Array
+    orthogonal: PyTree
+
+
+def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
+    """Descend the surrogate gap as well: GSAM's direction.
+
+    g = g_p − α (g_c − ⟨g_c, ĝ_p⟩ ĝ_p): the component of the clean gradient orthogonal
+    to the perturbed one is climbed, which lowers f(x + ε) − f(x) and leaves f(x + ε)
+    alone to first order.
+
+    Args:
+      alpha: weight of the gap, >= 0; 0 leaves the perturbed gradient. A number, a
+        schedule of the step, or a traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: if alpha is negative or not finite; at ``update``, if it is not
+        called from inside :func:`optax_vasso.sharpness_aware`.
+
+    References:
+      Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
+      <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
+    """
+    check_hyperparameter(
+        "alpha", alpha, "a finite number >= 0", lambda v: 0 <= v < math.inf
+    )
+
+    def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
+        return _add_scaled(perturbed, -weight, numerics.orthogonal_to(clean, perturbed))
+
+    return _descent("gsam_descent", alpha, direction)
+
+
+def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtraArgs:
+    """Weigh sharpness as a regularization term: weighted SAM's direction.
+
+    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training.
+
+    Args:
+      gamma: weight of the sharpness, in [0, 1): a number, a schedule of the step, or a
+        traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: if gamma is outside [0, 1); at ``update``, if it is not called from
+        inside :func:`optax_vasso.sharpness_aware`.
+
+    References:
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+      Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023, equation 7.
+    """
+    check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
+
+    def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
+        sharpness = optax.tree.sub(perturbed, clean)
+        return _add_scaled(clean, weight / (1 - weight), sharpness)
+
+    return _descent("weighted_descent", gamma, direction)
+
+
+def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
+    """Reuse the part of the perturbed gradient that changes slowly: LookSAM.
+
+    On a step that ascended, pass g_p on and store v = g_p − ⟨g_p, ĝ_c⟩ ĝ_c. On any
+    other, pass on g_c + α (‖g_c‖/‖v‖) v. It is made for the gate
+    :func:`optax_vasso.gate.every`.
+
+    Args:
+      alpha: weight of the stored component, >= 0: a number, a schedule of the step, or
+        a traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state holds v.
+
+    Raises:
+      ValueError: if alpha is negative or not finite; at ``update``, if it is not
+        called from inside :func:`optax_vasso.sharpness_aware`.
+
+    References:
+      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2203.02714>`_, 2022, Algorithm 1.
+    """
+    check_hyperparameter(
+        "alpha", alpha, "a finite number >= 0", lambda v: 0 <= v < math.inf
+    )
+
+    def init_fn(params: PyTree) -> LookSamState:
+        check_params(params)
+        return LookSamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update_fn(
+        updates: PyTree,
+        state: LookSamState,
+        params: PyTree = None,
+        *,
+        clean_grads: PyTree = None,
+        ascended: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, LookSamState]:
+        del params, extra_args
+        _require_clean_grads("looksam_descent", clean_grads)
+        check_structure(updates, state.orthogonal, "looksam_descent")
+        dtype = numerics.accumulation_dtype(updates)
+        weight = jnp.asarray(value_at(alpha, state.step), dtype)
+        length = numerics.norm(clean_grads)
+        reused = _add_scaled(
+            clean_grads, weight * length, numerics.normalize(state.orthogonal)
+        )
+        fresh = numerics.cast_like(
+            numerics.orthogonal_to(updates, clean_grads), state.orthogonal
+        )
+        direction = optax.tree.where(ascended, updates, reused)
+        orthogonal = optax.tree.where(ascended, fresh, state.orthogonal)
+        return direction, LookSamState(optax.safe_increment(state.step), orthogonal)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _descent(
+    name: str,
+    hyperparameter: Hyperparameter,
+    direction: Callable[[PyTree, PyTree, jax.Array], PyTree],
+) -> optax.GradientTransformationExtraArgs:
+    """A direction on the steps that ascended, the gradient itself on the others."""
+
+    def init_fn(params: PyTree) -> DescentState:
+        check_params(params)
+        return DescentState(jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: PyTree,
+        state: DescentState,
+        params: PyTree = None,
+        *,
+        clean_grads: PyTree = None,
+        ascended: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, DescentState]:
+        del params, extra_args
+        _require_clean_grads(name, clean_grads)
+        dtype = numerics.accumulation_dtype(updates)
+        weight = jnp.asarray(value_at(hyperparameter, state.step), dtype)
+        new_updates = optax.tree.where(
+            ascended, direction(updates, clean_grads, weight), updates
+        )
+        return new_updates, DescentState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
+    """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
+    dtype = numerics.accumulation_dtype(tree, other)
+    return jax.tree.map(
+        lambda x, y: (
+            numerics.widen(x, dtype) + weight.astype(dtype) * numerics.widen(y, dtype)
+        ).astype(x.dtype),
+        tree,
+        other,
+    )
+
+
+def _require_clean_grads(name: str, clean_grads: PyTree) -> None:
+    if clean_grads is None:
+        raise ValueError(
+            f"{name} needs the extra argument clean_grads: put it inside "
+            f"sharpness_aware, as in sharpness_aware(optax.chain({name}(...), "
+            "optimizer), ascent)."
+        )

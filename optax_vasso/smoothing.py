@@ -1,0 +1,263 @@
+"""Averages of the gradient over steps: what stands first in an ascent chain."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.validation import (
+    Hyperparameter,
+    check_hyperparameter,
+    check_params,
+    check_structure,
+    check_theta,
+    value_at,
+)
+
+PyTree = Any
+
+
+class VassoEmaState(NamedTuple):
+    """State of :func:`vasso_ema`.
+
+    Attributes:
+      step: gradients taken in, an int32 scalar.
+      ema: the smoothed slope d, like the parameters; zero before the first gradient.
+    """
+
+    step: jax.Array
+    ema: PyTree
+
+
+class FriendlyNoiseState(NamedTuple):
+    """State of :func:`friendly_noise`.
+
+    Attributes:
+      step: gradients taken in, an int32 scalar.
+      ema: the estimate m of the full gradient, like the parameters.
+    """
+
+    step: jax.Array
+    ema: PyTree
+
+
+def vasso_ema(
+    theta: Hyperparameter, *, accumulator_dtype: Any = None
+) -> optax.GradientTransformation:
+    """Smooth the slope that the adversary follows: variance suppression.
+
+    d_0 = g_0 and d_t = (1 − θ) d_{t−1} + θ g_t. With θ = 1 this is the identity, and
+    the chain with :func:`sam_perturb` is SAM. A smaller θ averages over about 1/θ
+    gradients: at a fixed point with gradient variance σ², the mean squared error of
+    d_t tends to σ² θ/(2 − θ).
+
+    Args:
+      theta: weight of the newest gradient, in (0, 1]: a number, a schedule of the
+        step, or a traced scalar. The papers use 0.4 for residual networks, 0.9
+        elsewhere, and 0.2 under heavy label noise.
+      accumulator_dtype: dtype of the average in the state; by default that of the
+        parameters. The average is computed in float32 or wider either way.
+
+    Returns:
+      A :class:`optax.GradientTransformation` whose output d_t has the dtypes of the
+      gradient.
+
+    Raises:
+      ValueError: if theta is a number outside (0, 1]; at ``init``, if the parameters
+        have no leaves or an integer leaf; at ``update``, if the tree has changed.
+
+    References:
+      Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
+      Suppression <https://arxiv.org/abs/2309.15639>`_, 2023, Algorithm 1.
+    """
+    check_theta(theta)
+
+    def init_fn(params: PyTree) -> VassoEmaState:
+        check_params(params)
+        return VassoEmaState(
+            step=jnp.zeros((), jnp.int32),
+            ema=optax.tree.zeros_like(params, dtype=accumulator_dtype),
+        )
+
+    def update_fn(
+        updates: PyTree, state: VassoEmaState, params: PyTree = None
+    ) -> tuple[PyTree, VassoEmaState]:
+        del params
+        check_structure(updates, state.ema, "vasso_ema")
+        weight = jnp.where(state.step == 0, 1.0, value_at(theta, state.step))
+        average = _moving_average(weight, updates, state.ema)
+        new_state = VassoEmaState(
+            step=optax.safe_increment(state.step),
+            ema=numerics.cast_like(average, state.ema),
+        )
+        return _cast_to_updates(average, updates), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def friendly_noise(
+    sigma: Hyperparameter, lmbda: Hyperparameter, *, accumulator_dtype: Any = None
+) -> optax.GradientTransformation:
+    """Keep the part of the gradient that only this batch has: Friendly SAM.
+
+    The first step passes g_0 on and sets m_0 = g_0; from then on
+    n_t = g_t − σ m_{t−1} and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts
+    σ m_t; the authors' code subtracts m_{t−1}, and so does this. At σ = 1 the two
+    have the same direction, n_t = (g_t − m_t)/λ.
+
+    Args:
+      sigma: share of the averaged gradient that is taken away; 0 leaves SAM. A
+        number, a schedule of the step, or a traced scalar.
+      lmbda: decay of the average, in [0, 1): a number, a schedule, or traced.
+      accumulator_dtype: dtype of the average in the state; by default that of the
+        parameters.
+
+    Returns:
+      A :class:`optax.GradientTransformation` whose output n_t has the dtypes of the
+      gradient.
+
+    Raises:
+      ValueError: if sigma is not a finite number >= 0 or lmbda is outside [0, 1); at
+        ``init``, if the parameters have no leaves or an integer leaf; at ``update``,
+        if the tree has changed.
+
+    References:
+      Li et al., `Friendly Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2403.12350>`_, 2024, Algorithm 1.
+    """
+    check_hyperparameter(
+        "sigma", sigma, "a finite number >= 0", lambda v: 0 <= v < math.inf
+    )
+    check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
+
+    def init_fn(params: PyTree) -> FriendlyNoiseState:
+        check_params(params)
+        return FriendlyNoiseState(
+            step=jnp.zeros((), jnp.int32),
+            ema=optax.tree.zeros_like(params, dtype=accumulator_dtype),
+        )
+
+    def update_fn(
+        updates: PyTree, state: FriendlyNoiseState, params: PyTree = None
+    ) -> tuple[PyTree, FriendlyNoiseState]:
+        del params
+        check_structure(updates, state.ema, "friendly_noise")
+        share = -jnp.asarray(value_at(sigma, state.step))
+        noise = numerics.map_updates(
+            lambda g, m: _combine(1.0, g, share, m).astype(g.dtype),
+            updates,
+            state.ema,
+        )
+        weight = jnp.where(state.step == 0, 1.0, 1.0 - value_at(lmbda, state.step))
+        average = _moving_average(weight, updates, state.ema)
+        return noise, FriendlyNoiseState(
+            step=optax.safe_increment(state.step),
+            ema=numerics.cast_like(average, state.ema),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+class UnbufferedEmaState(NamedTuple):
+    """State of :func:`unbuffered_vasso_ema`.
+
+    Attributes:
+      step: gradients taken in, an int32 scalar.
+      norm: ‖d‖₂ of the smoothed slope, a float32 (under x64 float64) scalar.
+    """
+
+    step: jax.Array
+    norm: jax.Array
+
+
+def unbuffered_vasso_ema(
+    theta: Hyperparameter,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`vasso_ema` without a buffer, for use inside :func:`optax_vasso.lagged`.
+
+    ``lagged`` keeps the last perturbation and passes it on as the extra argument
+    ``perturbation``. After :func:`sam_perturb` of order 2 that is the last average but
+    for its length, so d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/‖ε_{t−1}‖ and a scalar is all that
+    has to be stored. Where ε_{t−1} = 0 (before the first step, or with ρ = 0) the
+    average starts again at the newest gradient.
+
+    Args:
+      theta: weight of the newest gradient, in (0, 1]: a number, a schedule of the
+        step, or a traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the extra
+      argument ``perturbation``, a tree like the parameters.
+
+    Raises:
+      ValueError: if theta is a number outside (0, 1]; at ``update``, if
+        ``perturbation`` is missing or has another tree structure than the gradient.
+    """
+    check_theta(theta)
+
+    def init_fn(params: PyTree) -> UnbufferedEmaState:
+        check_params(params)
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        return UnbufferedEmaState(jnp.zeros((), jnp.int32), jnp.zeros((), dtype))
+
+    def update_fn(
+        updates: PyTree,
+        state: UnbufferedEmaState,
+        params: PyTree = None,
+        *,
+        perturbation: PyTree = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnbufferedEmaState]:
+        del params, extra_args
+        if perturbation is None:
+            raise ValueError(
+                "unbuffered_vasso_ema needs the extra argument perturbation, which "
+                "lagged passes: use vasso_ema anywhere else."
+            )
+        check_structure(updates, perturbation, "lagged")
+        previous = numerics.normalize(perturbation)
+        starts = numerics.max_abs(perturbation) == 0
+        weight = jnp.where(starts, 1.0, value_at(theta, state.step))
+        previous = jax.tree.map(lambda e: state.norm.astype(e.dtype) * e, previous)
+        average = _moving_average(weight, updates, previous)
+        new_state = UnbufferedEmaState(
+            step=optax.safe_increment(state.step),
+            norm=numerics.norm(average).astype(state.norm.dtype),
+        )
+        return _cast_to_updates(average, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _combine(
+    a: jax.typing.ArrayLike, x: jax.Array, b: jax.typing.ArrayLike, y: jax.Array
+) -> jax.Array:
+    """Compute a x + b y in float32 or wider."""
+    dtype = numerics.accumulation_dtype(x, y)
+    return jnp.asarray(a, dtype) * numerics.widen(x, dtype) + jnp.asarray(
+        b, dtype
+    ) * numerics.widen(y, dtype)
+
+
+def _moving_average(
+    weight: jax.typing.ArrayLike, updates: PyTree, average: PyTree
+) -> PyTree:
+    """(1 − w) average + w updates; the old average where an update is None.
+
+    The first step has w = 1 and an average of zeros, so that its result is the first
+    gradient itself, without a rounding.
+    """
+    return jax.tree.map(
+        lambda g, d: d if g is None else _combine(weight, g, 1 - weight, d),
+        updates,
+        average,
+        is_leaf=lambda g: g is None,
+    )
+
+
+def _cast_to_updates(direction: PyTree, updates: PyTree) -> PyTree:
+    """Cast to the dtypes of the updates, and to None where an update is None."""
+    return numerics.map_updates(lambda g, d: d.astype(g.dtype), updates, direction)

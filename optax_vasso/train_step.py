@@ -1,0 +1,176 @@
+"""A compiled train step: model state, random keys and metrics around an optimizer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.ascent import StabilityState
+from optax_vasso.lagged import LaggedState, lagged_eval_params
+from optax_vasso.sharpness_aware import SharpnessAwareState
+from optax_vasso.validation import check_params
+
+PyTree = Any
+LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
+
+
+class TrainState(NamedTuple):
+    """Everything a training run needs to go on, a tree of arrays.
+
+    Attributes:
+      step: steps done, an int32 scalar.
+      params: the parameters; with :func:`optax_vasso.lagged`, the perturbed ones.
+      opt_state: the state of the optimizer.
+      model_state: what the model carries besides parameters, such as batch
+        statistics; any tree, ``()`` if there is nothing.
+      key: the random key of the run (dropout, augmentation); ``None`` if unused.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: optax.OptState
+    model_state: PyTree
+    key: jax.Array | None
+
+
+def init_train_state(
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    model_state: PyTree = (),
+    key: jax.Array | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: initial parameters. They are copied, since the train step donates its
+        buffers: the caller's arrays stay alive.
+      optimizer: the transformation that :func:`make_train_step` is given.
+      model_state: initial batch statistics and the like; copied too.
+      key: a random key, if the loss needs one.
+
+    Raises:
+      ValueError: if params has no leaves or an integer leaf.
+    """
+    check_params(params)
+    params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        model_state=model_state,
+        key=key,
+    )
+
+
+def eval_params(state: TrainState) -> PyTree:
+    """The parameters to evaluate: those of the state, less a lagged perturbation."""
+    if _find(state.opt_state, LaggedState):
+        return lagged_eval_params(state.opt_state, state.params)
+    return state.params
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    separate_keys: bool = False,
+) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]]:
+    """Compile one step of training for one device.
+
+    The loss is ``loss_fn(params, model_state, batch, key) -> (loss, (model_state,
+    aux))`` with a scalar loss. It is evaluated at x_t and, by a sharpness-aware
+    optimizer, at x_t + ε_t on the same batch. The new model state and ``aux`` are those
+    of the clean evaluation, so batch statistics are updated once, as in plain
+    training. Any Optax optimizer will do; without a sharpness-aware one there is one
+    evaluation and the metrics have no perturbed loss.
+
+    Args:
+      loss_fn: the loss, of the signature above. ``key`` is derived from the state's
+        key and step, and is ``None`` if the state has none.
+      optimizer: any Optax transformation; a sharpness-aware one may be anywhere in it.
+      separate_keys: let the perturbed evaluation draw its own dropout masks. By
+        default both evaluations use the same ones, so that the perturbed gradient is
+        the gradient of the same function.
+
+    Returns:
+      ``train_step(state, batch) -> (state, metrics)``, jitted, with the buffers of
+      ``state`` donated: use the returned state only. ``metrics`` has the scalars
+
+      - ``loss``: at x_t (with :func:`optax_vasso.lagged`, at the perturbed point);
+      - ``grad_norm``: ‖g_t‖₂ of the clean gradient;
+
+      and, with a sharpness-aware optimizer,
+
+      - ``ascended``: whether this step took a second gradient;
+      - ``perturbed_loss``: at x_t + ε_t; equal to ``loss`` if it did not ascend;
+      - ``sharpness``: perturbed_loss − loss, along the direction of ascent;
+      - ``perturbation_norm``: ‖ε_t‖₂, 0 if it did not ascend;
+      - ``cosine``: between ε_t and g_t, 0 if it did not ascend;
+      - ``stability``: ‖ε_t − ε_{t−1}‖₂/‖ε_t‖₂, with
+        :func:`optax_vasso.track_stability` in the ascent chain;
+
+      and ``aux``, the tree that the clean evaluation returned.
+
+    Raises:
+      ValueError: when it is first called, if the loss is not a scalar.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def train_step(
+        state: TrainState, batch: PyTree
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = perturbed_key = None
+        if state.key is not None:
+            key = perturbed_key = jax.random.fold_in(state.key, state.step)
+            if separate_keys:
+                key, perturbed_key = jax.random.split(key)
+
+        def evaluate(params: PyTree, key: jax.Array | None) -> tuple[Any, PyTree]:
+            return jax.value_and_grad(loss_fn, has_aux=True)(
+                params, state.model_state, batch, key
+            )
+
+        def grad_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
+            (value, _), grads = evaluate(params, perturbed_key)
+            return value, grads
+
+        (loss, (model_state, aux)), grads = evaluate(state.params, key)
+        ascends = _find(state.opt_state, SharpnessAwareState)
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            **({"grad_fn": grad_fn} if ascends else {}),
+        )
+        metrics = {"loss": loss, "grad_norm": numerics.norm(grads)}
+        for found in _find(opt_state, SharpnessAwareState):
+            metrics |= found.metrics._asdict()
+            metrics["perturbed_loss"] = jnp.where(
+                found.metrics.ascended, found.metrics.perturbed_loss, loss
+            )
+            metrics["sharpness"] = metrics["perturbed_loss"] - loss
+        for found in _find(opt_state, StabilityState):
+            metrics["stability"] = found.stability
+        new_state = TrainState(
+            step=optax.safe_increment(state.step),
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            model_state=model_state,
+            key=state.key,
+        )
+        return new_state, metrics | {"aux": aux}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _find(state: optax.OptState, kind: type) -> list[Any]:
+    """The states of one kind inside an optimizer's state, outermost first."""
+
+    def is_kind(node: Any) -> bool:
+        return isinstance(node, kind)
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]
