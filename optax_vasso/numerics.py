@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -21,7 +22,8 @@ PyTree = Any
 def accumulation_dtype(*trees: PyTree) -> jnp.dtype:
     """The real dtype in which norms of these trees are summed: float32 or wider."""
     dtypes = (jnp.real(leaf).dtype for leaf in jax.tree.leaves(trees))
-    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    # NumPy's promotion: that of JAX refuses float32 with float64 where it is strict.
+    return functools.reduce(np.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -118,8 +118,8 @@ def worst_sharpness(
     steepest ascent in the norm of the ball, their length falling evenly from 2ρ to 0,
     each projected onto the ball. The result is the best point that any of them passed,
     so a lower bound of the maximum that is never below the rise of
-    :func:`ascent_sharpness`, nor below 0. The maximum of a quadratic for p = infinity is
-    a hard problem; there the bound may be loose.
+    :func:`ascent_sharpness`, nor below 0. For p = infinity even the maximum of a
+    quadratic is a hard problem, and the bound may be loose.
 
     The cost is ``(1 + num_restarts) * num_steps`` gradients.
 
@@ -324,9 +324,12 @@ def _project(point: PyTree, p: float) -> PyTree:
 def _random_direction(key: jax.Array, params: PyTree, p: float) -> PyTree:
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    normal = structure.unflatten(
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
+    normal = jax.tree.unflatten(
+        structure,
+        [
+            jax.random.normal(key, leaf.shape, leaf.dtype)
+            for key, leaf in zip(keys, leaves, strict=True)
+        ],
     )
     length = numerics.norm(normal, p)
     return jax.tree.map(lambda x: x / length.astype(x.dtype), normal)

@@ -121,7 +121,13 @@ def map_over_batches(
     function: Callable[[Batch], PyTree], groups: tuple[Batch, ...]
 ) -> PyTree:
     """``function(batch)`` of every batch, stacked along a new first axis."""
-    parts = [jax.lax.map(function, group) for group in groups]
+
+    def over(group: Batch) -> PyTree:
+        if not jax.tree.leaves(group):  # The one batch of a loss without data.
+            return jax.tree.map(lambda leaf: leaf[None], function(group))
+        return jax.lax.map(function, group)
+
+    parts = [over(group) for group in groups]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 

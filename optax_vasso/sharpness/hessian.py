@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from optax_vasso import numerics
@@ -411,7 +411,7 @@ def _ritz_pairs(
     num_matvecs: int,
     k: int,
     from_top: bool,
-    mesh: Mesh | None,
+    mesh: Any,
 ) -> Eigenpairs:
     basis, values, coefficients, last = _lanczos(matvec, params, key, num_matvecs, mesh)
     chosen = jnp.arange(k)
@@ -427,7 +427,7 @@ def _ritz_pairs(
 
 
 def _lanczos(
-    matvec: Matvec, params: PyTree, key: jax.Array, num_matvecs: int, mesh: Mesh | None
+    matvec: Matvec, params: PyTree, key: jax.Array, num_matvecs: int, mesh: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The Krylov basis as rows, Ritz values, their coefficients, the last length."""
     decomp = _matfree("decomp")
@@ -456,7 +456,7 @@ def _lanczos(
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "mesh"))
 def _trace(
-    matvec: Matvec, params: PyTree, key: jax.Array, num_samples: int, mesh: Mesh | None
+    matvec: Matvec, params: PyTree, key: jax.Array, num_samples: int, mesh: Any
 ) -> Estimate:
     stochtrace = _matfree("stochtrace")
     flat, unravel = ravel_pytree(params)
@@ -476,7 +476,7 @@ def _trace(
 
 @functools.partial(jax.jit, static_argnames=("num_matvecs", "mesh"))
 def _quadrature(
-    matvec: Matvec, params: PyTree, keys: jax.Array, num_matvecs: int, mesh: Mesh | None
+    matvec: Matvec, params: PyTree, keys: jax.Array, num_matvecs: int, mesh: Any
 ) -> tuple[jax.Array, jax.Array]:
     def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, values, coefficients, _ = _lanczos(matvec, params, key, num_matvecs, mesh)
@@ -489,17 +489,17 @@ def _smooth(
     nodes: jax.Array, weights: jax.Array, bandwidth: float | None, num_points: int
 ) -> SpectralDensity:
     low, high = nodes.min(), nodes.max()
-    if bandwidth is None:
-        # All eigenvalues may be equal: then 1% of their size, or of 1 if it is 0.
-        spread = jnp.where(high - low > 1e-5 * abs(high), high - low, abs(high))
-        bandwidth = 0.01 * jnp.where(spread > 0, spread, 1)
-    low, high = low - 6 * bandwidth, high + 6 * bandwidth
+    # All eigenvalues may be equal: then 1% of their size, or of 1 if it is 0.
+    spread = jnp.where(high - low > 1e-5 * abs(high), high - low, abs(high))
+    default = 0.01 * jnp.where(spread > 0, spread, 1)
+    width = default if bandwidth is None else jnp.asarray(bandwidth, nodes.dtype)
+    low, high = low - 6 * width, high + 6 * width
     edges = jnp.linspace(low, high, num_points + 1, dtype=nodes.dtype)
     centres = (edges[1:] + edges[:-1]) / 2
 
     # Averages over cells, not values at points: they sum to 1 for any bandwidth.
     def mass_below(edge: jax.Array) -> jax.Array:
-        return jnp.sum(weights * jax.scipy.stats.norm.cdf(edge, nodes, bandwidth))
+        return jnp.sum(weights * jax.scipy.stats.norm.cdf(edge, nodes, width))
 
     masses = jnp.diff(jax.lax.map(mass_below, edges))
     return SpectralDensity(
@@ -515,7 +515,7 @@ def _as_tree(matvec: Matvec) -> Partial:
     return matvec if isinstance(matvec, Partial) else Partial(matvec)
 
 
-def _mesh(params: PyTree) -> Mesh | None:
+def _mesh(params: PyTree) -> Any:
     """The devices that the parameters are sharded over, if there are several."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
@@ -524,7 +524,7 @@ def _mesh(params: PyTree) -> Mesh | None:
     return None
 
 
-def _distribute(vector: jax.Array, mesh: Mesh | None) -> jax.Array:
+def _distribute(vector: jax.Array, mesh: Any) -> jax.Array:
     """Spread a flat vector, and with it the Krylov basis, evenly over all devices."""
     if mesh is None:
         return vector
