@@ -306,13 +306,6 @@ def _checked(
     return Partial(loss_fn), groups, scale
 
 
-def _steepest(gradient: PyTree, p: float) -> PyTree:
-    """The direction of p-norm 1 along which a linear function rises fastest."""
-    if p == math.inf:
-        return jax.tree.map(jnp.sign, gradient)
-    return numerics.normalize(gradient)
-
-
 def _project(point: PyTree, p: float) -> PyTree:
     """The nearest point of the unit ball."""
     if p == math.inf:
@@ -360,7 +353,7 @@ def _ascent_in(
     p: float,
 ) -> Sharpness:
     loss, gradient = data.mean_loss_and_grad(loss_fn, params, groups)
-    unit = _steepest(_scaled(gradient, scale), p)
+    unit = numerics.dual_direction(_scaled(gradient, scale), p)
     perturbation = _perturbation(unit, scale, rho)
     perturbed = data.mean_loss(loss_fn, _add(params, perturbation), groups)
     return Sharpness(perturbed - loss, loss, perturbation)
@@ -409,7 +402,7 @@ def _worst(
         unit, best = carry
         loss, gradient = data.mean_loss_and_grad(loss_fn, at(unit), groups)
         best = better(best, (loss, unit))
-        direction = _steepest(_scaled(gradient, scale), p)
+        direction = numerics.dual_direction(_scaled(gradient, scale), p)
         moved = jax.tree.map(
             lambda u, d: u + length.astype(u.dtype) * d.astype(u.dtype), unit, direction
         )
@@ -422,7 +415,9 @@ def _worst(
         return better(best, (data.mean_loss(loss_fn, at(unit), groups), unit))
 
     loss, gradient = data.mean_loss_and_grad(loss_fn, params, groups)
-    ascent = numerics.cast_like(_steepest(_scaled(gradient, scale), p), params)
+    ascent = numerics.cast_like(
+        numerics.dual_direction(_scaled(gradient, scale), p), params
+    )
     tops = [climb(ascent)]
     random_tops = jax.lax.map(
         lambda key: climb(_random_direction(key, params, p)), keys

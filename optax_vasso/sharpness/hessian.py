@@ -441,10 +441,11 @@ def _lanczos(
         image = ravel_pytree(matvec(unravel(vector)))[0]
         # The iteration divides by the part of the image outside of the basis, which
         # is zero once the basis is invariant: at once if A is a multiple of the
-        # identity. A change of A at the level of rounding keeps it from zero and
-        # lets the iteration go on to eigenvalues that occur more than once.
+        # identity. A diagonal just above rounding keeps it from zero and lets the
+        # iteration go on to eigenvalues that occur more than once. With 16 eps, full
+        # bases of the identity still lose their orthogonality; with 64 none did.
         size = jnp.maximum(jnp.linalg.norm(image), 1e-6)
-        return _distribute(image + eps * size * shifts * vector, mesh)
+        return _distribute(image + 64 * eps * size * shifts * vector, mesh)
 
     # Without its own derivative rule the iteration takes any product, and what is
     # measured here is not differentiated.
