@@ -5,6 +5,7 @@ the network at once. The batches are stacked and scanned over, so that a measure
 compiled program that holds the activations of one batch at a time.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -68,8 +69,8 @@ def stack_batches(batches: Batch | Iterable[Batch]) -> tuple[Batch, ...]:
 
     Args:
       batches: a list or an iterator of batches, or a data loader. A tuple, a
-        dictionary or an array is one batch, and ``None`` is the batch of a loss that
-        takes no data.
+        dictionary, a dataclass or an array is one batch, and ``None`` is the batch of
+        a loss that takes no data.
 
     Returns:
       A tuple of groups in the order of the batches. Each is a tree like a batch with
@@ -189,8 +190,12 @@ def check_params(params: PyTree) -> None:
                 " float64. Cast half-precision parameters up, and close over those"
                 " that are not trained."
             )
-        if not isinstance(leaf, jax.core.Tracer) and not jnp.isfinite(leaf).all():
-            raise ValueError(f"{name} has entries that are NaN or infinite.")
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        # The values are known even where a closure brings them into a traced function.
+        with jax.ensure_compile_time_eval():
+            if not jnp.isfinite(leaf).all():
+                raise ValueError(f"{name} has entries that are NaN or infinite.")
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, groups: tuple[Batch, ...]) -> None:
@@ -236,10 +241,10 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
 
 
 def _is_one_batch(batches: Any) -> bool:
-    """Whether this is a batch itself: a tree of arrays that is no list."""
-    if isinstance(batches, list):
-        return False
-    return all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(batches))
+    """Whether this is a batch itself, not something to iterate over for batches."""
+    if batches is None or hasattr(batches, "dtype"):
+        return True
+    return isinstance(batches, (tuple, dict)) or dataclasses.is_dataclass(batches)
 
 
 def _signature(batch: Batch) -> Any:
