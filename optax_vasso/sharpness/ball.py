@@ -394,19 +394,19 @@ def _worst(
         return _add(params, _perturbation(unit, scale, rho))
 
     def better(a: tuple[jax.Array, PyTree], b: tuple[jax.Array, PyTree]) -> Any:
-        # A loss that is not a number in the ball is a rise without bound; keep it.
+        # A loss that is not a number is kept, as argmax keeps it below: to hide that
+        # the ball reaches there would be worse.
         take_b = (b[0] > a[0]) | jnp.isnan(b[0])
         return jax.tree.map(lambda x, y: jnp.where(take_b, y, x), a, b)
 
     def step(carry: Any, length: jax.Array) -> tuple[Any, None]:
         unit, best = carry
-        loss, gradient = data.mean_loss_and_grad(loss_fn, at(unit), groups)
-        best = better(best, (loss, unit))
+        value, gradient = data.mean_loss_and_grad(loss_fn, at(unit), groups)
         direction = numerics.dual_direction(_scaled(gradient, scale), p)
         moved = jax.tree.map(
             lambda u, d: u + length.astype(u.dtype) * d.astype(u.dtype), unit, direction
         )
-        return (_project(moved, p), best), None
+        return (_project(moved, p), better(best, (value, unit))), None
 
     def climb(start: PyTree) -> tuple[jax.Array, PyTree]:
         lengths = 2 * (1 - jnp.arange(num_steps, dtype=loss.dtype) / num_steps)
@@ -415,19 +415,17 @@ def _worst(
         return better(best, (data.mean_loss(loss_fn, at(unit), groups), unit))
 
     loss, gradient = data.mean_loss_and_grad(loss_fn, params, groups)
-    ascent = numerics.cast_like(
-        numerics.dual_direction(_scaled(gradient, scale), p), params
+    ascent = numerics.dual_direction(_scaled(gradient, scale), p)
+    random = jax.vmap(lambda key: _random_direction(key, params, p))(keys)
+    starts = jax.tree.map(
+        lambda one, more: jnp.concatenate([one.astype(more.dtype)[None], more]),
+        ascent,
+        random,
     )
-    tops = [climb(ascent)]
-    random_tops = jax.lax.map(
-        lambda key: climb(_random_direction(key, params, p)), keys
-    )
-    tops += [jax.tree.map(lambda x, i=i: x[i], random_tops) for i in range(len(keys))]
-    best = tops[0]
-    for top in tops[1:]:
-        best = better(best, top)
-    highest, unit = best
-    return Sharpness(highest - loss, loss, _perturbation(unit, scale, rho))
+    tops, units = jax.lax.map(climb, starts)
+    best = jnp.argmax(tops)
+    unit = jax.tree.map(lambda leaf: leaf[best], units)
+    return Sharpness(tops[best] - loss, loss, _perturbation(unit, scale, rho))
 
 
 @functools.partial(jax.jit, static_argnames="p")

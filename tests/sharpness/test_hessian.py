@@ -243,7 +243,11 @@ def test_sharded_parameters_have_sharded_eigenvectors_and_a_distributed_basis():
     flags = "--xla_force_host_platform_device_count=4"
     result = subprocess.run(
         [sys.executable, "-c", SHARDED],
-        env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
+        env={
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": ":".join(sys.path),
+        },
         capture_output=True,
         text=True,
         timeout=120,
