@@ -108,5 +108,8 @@ from optax_vasso.train_step import (
 from optax_vasso.train_step import (
     make_train_step as make_train_step,
 )
+from optax_vasso.train_step import (
+    needs_grad_fn as needs_grad_fn,
+)
 
 __version__ = "0.1.0"

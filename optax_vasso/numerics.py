@@ -65,21 +65,21 @@ def max_abs(tree: PyTree) -> jax.Array:
 
 
 def scale_to_one(tree: PyTree) -> tuple[PyTree, jax.Array]:
-    """Divide a tree by its largest magnitude.
+    """Multiply a tree by the power of two that brings its largest magnitude near one.
+
+    A power of two, because that multiplication is exact and because its reciprocal
+    never leaves the range: XLA divides by multiplying with the reciprocal, which for
+    a divisor near the top of the range is subnormal and flushed to zero.
 
     Returns:
-      The scaled tree, in the accumulation dtype, and the scalar it was divided by
-      (1 where the tree is zero, so that zero stays zero).
+      The scaled tree in the accumulation dtype, its largest magnitude in [1/2, 4] or,
+      for a zero tree, 0; and the scalar that it was multiplied by.
     """
-    largest = max_abs(tree)
-    divisor = jnp.where(largest == 0, 1, largest)
-    # XLA divides by a scalar by multiplying with its reciprocal, which is subnormal,
-    # so flushed to zero, for a divisor near the top of the range: leave that first.
-    shift = jnp.where(divisor > 2.0**60, 2.0**-64, 1.0)
-    shift = jnp.where(divisor < 2.0**-60, 2.0**64, shift).astype(divisor.dtype)
-    reciprocal = 1 / (divisor * shift)
-    scaled = jax.tree.map(lambda leaf: leaf * shift * reciprocal, widen_tree(tree))
-    return scaled, divisor
+    dtype = accumulation_dtype(tree)
+    _, exponent = jnp.frexp(max_abs(tree))
+    limit = jnp.finfo(dtype).maxexp - 2
+    factor = jnp.ldexp(jnp.ones((), dtype), -jnp.clip(exponent, -limit, limit))
+    return jax.tree.map(lambda leaf: leaf * factor, widen_tree(tree)), factor
 
 
 def power_sum(tree: PyTree, q: float) -> jax.Array:
@@ -102,16 +102,14 @@ def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
     """
     if p == math.inf:
         return max_abs(tree)
-    scaled, divisor = scale_to_one(tree)
-    return divisor * power_sum(scaled, p) ** (1 / p)
+    scaled, factor = scale_to_one(tree)
+    return power_sum(scaled, p) ** (1 / p) / factor
 
 
 def normalize(tree: PyTree) -> PyTree:
     """The tree divided by its 2-norm, in the accumulation dtype; zero stays zero."""
     scaled, _ = scale_to_one(tree)
-    length = jnp.sqrt(power_sum(scaled, 2))
-    # The largest entry of a scaled tree is 1 or the tree is zero: nothing between.
-    divisor = jnp.where(length == 0, 1, length)
+    divisor = _nonzero(jnp.sqrt(power_sum(scaled, 2)))
     return jax.tree.map(lambda leaf: leaf / divisor, scaled)
 
 
@@ -122,8 +120,7 @@ def dual_direction(tree: PyTree, p: float) -> PyTree:
     """
     q = 1.0 if p == math.inf else p / (p - 1)
     scaled, _ = scale_to_one(tree)
-    total = power_sum(scaled, q) ** (1 / p)
-    divisor = jnp.where(total == 0, 1, total)
+    divisor = _nonzero(power_sum(scaled, q) ** (1 / p))
     return jax.tree.map(lambda d: jnp.sign(d) * jnp.abs(d) ** (q - 1) / divisor, scaled)
 
 
@@ -141,7 +138,10 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
-    return dot(normalize(a), normalize(b))
+    a, _ = scale_to_one(a)
+    b, _ = scale_to_one(b)
+    lengths = jnp.sqrt(power_sum(a, 2)) * jnp.sqrt(power_sum(b, 2))
+    return dot(a, b) / _nonzero(lengths)
 
 
 def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
@@ -150,7 +150,12 @@ def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
     a − ⟨a, b̂⟩ b̂ with b̂ the unit tree along ``b``; ``a`` itself if ``b`` is zero.
     """
     unit = normalize(b)
-    scaled, divisor = scale_to_one(a)
+    scaled, factor = scale_to_one(a)
     length = dot(scaled, unit)
-    rest = jax.tree.map(lambda x, u: (x - length * u) * divisor, scaled, unit)
+    rest = jax.tree.map(lambda x, u: (x - length * u) / factor, scaled, unit)
     return cast_like(rest, a)
+
+
+def _nonzero(scalar: jax.Array) -> jax.Array:
+    """A divisor that turns 0/0 into 0: one in place of zero."""
+    return jnp.where(scalar == 0, 1, scalar)

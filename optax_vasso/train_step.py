@@ -66,11 +66,16 @@ def init_train_state(
     )
 
 
-def eval_params(state: TrainState) -> PyTree:
-    """The parameters to evaluate: those of the state, less a lagged perturbation."""
-    if _find(state.opt_state, LaggedState):
-        return lagged_eval_params(state.opt_state, state.params)
-    return state.params
+def eval_params(opt_state: optax.OptState, params: PyTree) -> PyTree:
+    """The parameters to evaluate: less the perturbation, if the optimizer is lagged."""
+    if _find(opt_state, LaggedState):
+        return lagged_eval_params(opt_state, params)
+    return params
+
+
+def needs_grad_fn(opt_state: optax.OptState) -> bool:
+    """Whether ``update`` wants a ``grad_fn``: is a sharpness-aware optimizer in it?"""
+    return bool(_find(opt_state, SharpnessAwareState))
 
 
 def make_train_step(
@@ -139,12 +144,12 @@ def make_train_step(
             return value, grads
 
         (loss, (model_state, aux)), grads = evaluate(state.params, key)
-        ascends = _find(state.opt_state, SharpnessAwareState)
+        extra_args = {"grad_fn": grad_fn} if needs_grad_fn(state.opt_state) else {}
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
             state.params,
-            **({"grad_fn": grad_fn} if ascends else {}),
+            **extra_args,
         )
         metrics = {"loss": loss, "grad_norm": numerics.norm(grads)}
         for found in _find(opt_state, SharpnessAwareState):

@@ -1,0 +1,504 @@
+"""What variance suppression is worth when labels are wrong: digits, an MLP, a minute.
+
+Trains SGD, SAM, Friendly SAM and VaSSO on digits of which a share of the training
+labels is random, each at the hyperparameters that a validation split has picked, over
+many seeds in one compiled program. Prints a table with paired differences to SAM and
+writes the numbers as JSON and a figure as PNG.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import digits
+import matplotlib
+import numpy as np
+from command_line import (
+    Parser,
+    environment,
+    number,
+    positive_integer,
+    progress_bar,
+    run,
+    write_atomically,
+    write_json,
+)
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import optax_vasso as ov
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+class Method(NamedTuple):
+    """A method to compare.
+
+    Attributes:
+      label: its name in tables and figures.
+      color: a colour-blind safe colour (Okabe and Ito).
+      make: (base optimizer, hyperparameters, seed) -> optimizer.
+      grid: the values that --tune tries for each hyperparameter.
+      tuned: for each share of noise, what --tune has picked.
+    """
+
+    label: str
+    color: str
+    make: digits.MakeOptimizer
+    grid: dict[str, list[float]]
+    tuned: dict[float, dict[str, float]]
+
+
+METHODS = {
+    "sgd": Method(
+        "SGD", "#000000", lambda base, h, seed: base, {}, {0.5: {}, 0.75: {}}
+    ),
+    "sam": Method(
+        "SAM",
+        "#0072B2",
+        lambda base, h, seed: ov.sam(base, h["rho"]),
+        {"rho": [0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6]},
+        {0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
+    ),
+    "friendly_sam": Method(
+        "Friendly SAM",
+        "#E69F00",
+        lambda base, h, seed: ov.friendly_sam(base, h["rho"], 1.0, h["lmbda"]),
+        {"rho": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "lmbda": [0.6, 0.9]},
+        {0.5: {"rho": 0.7, "lmbda": 0.6}, 0.75: {"rho": 0.5, "lmbda": 0.6}},
+    ),
+    "vasso": Method(
+        "VaSSO",
+        "#D55E00",
+        lambda base, h, seed: ov.vasso(base, h["rho"], h["theta"]),
+        {"rho": [0.4, 0.5, 0.6, 0.7, 0.8, 1.0], "theta": [0.1, 0.2, 0.4]},
+        {0.5: {"rho": 0.7, "theta": 0.2}, 0.75: {"rho": 0.8, "theta": 0.1}},
+    ),
+    "asam": Method(
+        "ASAM",
+        "#56B4E9",
+        lambda base, h, seed: ov.asam(base, h["rho"]),
+        {"rho": [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]},
+        {0.5: {"rho": 2.0}, 0.75: {"rho": 2.0}},
+    ),
+    "gsam": Method(
+        "GSAM",
+        "#009E73",
+        lambda base, h, seed: ov.gsam(base, h["rho"], h["alpha"]),
+        {"rho": [0.2, 0.3, 0.35, 0.4, 0.5], "alpha": [0.03, 0.1, 0.3]},
+        {0.5: {"rho": 0.5, "alpha": 0.1}, 0.75: {"rho": 0.35, "alpha": 0.1}},
+    ),
+    "evasso_0.5": Method(
+        "eVASSO p = 0.5",
+        "#CC79A7",
+        lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.5, seed),
+        {"rho": [0.5, 0.7, 1.0, 1.4, 2.0], "theta": [0.1, 0.2, 0.4]},
+        {0.5: {"rho": 1.0, "theta": 0.1}, 0.75: {"rho": 1.0, "theta": 0.1}},
+    ),
+    "evasso_0.3": Method(
+        "eVASSO p = 0.3",
+        "#CC79A7",
+        lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.3, seed),
+        {"rho": [0.7, 1.0, 1.4, 2.0, 3.0], "theta": [0.1, 0.2, 0.4]},
+        {0.5: {"rho": 1.0, "theta": 0.1}, 0.75: {"rho": 1.0, "theta": 0.1}},
+    ),
+    "looksam": Method(
+        "LookSAM k = 5",
+        "#999999",
+        lambda base, h, seed: ov.looksam(base, h["rho"], h["alpha"], 5),
+        {"rho": [0.2, 0.3, 0.5, 0.8], "alpha": [0.3, 0.7, 1.0, 1.5]},
+        {0.5: {"rho": 0.3, "alpha": 0.7}, 0.75: {"rho": 0.3, "alpha": 0.7}},
+    ),
+    "lagged_vasso": Method(
+        "lagged VaSSO",
+        "#8B0000",
+        lambda base, h, seed: ov.lagged_vasso(base, h["rho"], h["theta"]),
+        {"rho": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "theta": [0.1, 0.2, 0.3, 0.5, 0.7]},
+        {0.5: {"rho": 0.5, "theta": 0.1}, 0.75: {"rho": 0.5, "theta": 0.5}},
+    ),
+}
+DEFAULT_METHODS = ("sgd", "sam", "friendly_sam", "vasso")
+SWEEP_METHODS = ("sam", "friendly_sam", "vasso")
+SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+
+
+def train_tuned(
+    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+) -> tuple[digits.Runs, float]:
+    """Train one method on the training images; the runs and seconds, all included."""
+    start = time.perf_counter()
+    chosen = method.tuned[nearest(method.tuned, noise)]
+    runs = digits.train(
+        method.make,
+        {name: np.full(seeds, value) for name, value in chosen.items()},
+        np.arange(seeds),
+        digits.test_split(),
+        noise,
+        epochs=epochs,
+        on_epoch=on_epoch,
+    )
+    return runs, time.perf_counter() - start
+
+
+def train_over_radius(
+    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+) -> np.ndarray:
+    """Final test accuracy at each radius of the sweep, (radii, seeds)."""
+    chosen = method.tuned[nearest(method.tuned, noise)]
+    rows = len(SWEEP_RADII) * seeds
+    hyperparameters = {name: np.full(rows, value) for name, value in chosen.items()}
+    hyperparameters["rho"] = np.repeat(SWEEP_RADII, seeds)
+    runs = digits.train(
+        method.make,
+        hyperparameters,
+        np.tile(np.arange(seeds), len(SWEEP_RADII)),
+        digits.test_split(),
+        noise,
+        epochs=epochs,
+        evaluate_every=epochs,
+        on_epoch=on_epoch,
+    )
+    return runs.accuracy[:, -1].reshape(len(SWEEP_RADII), seeds)
+
+
+def tune(
+    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+) -> list[dict[str, float]]:
+    """Validation accuracy of every point of a method's grid, best first.
+
+    Each seed holds out its own 200 of the 1,000 training images, with their true
+    labels; the test images are never seen.
+    """
+    points = [
+        dict(zip(method.grid, values, strict=True))
+        for values in itertools.product(*method.grid.values())
+    ]
+    splits = digits.stack([digits.validation_split(seed) for seed in range(seeds)])
+    tiled = digits.tile(splits, len(points))
+    hyperparameters = {
+        name: np.repeat([point[name] for point in points], seeds)
+        for name in method.grid
+    }
+    runs = digits.train(
+        method.make,
+        hyperparameters,
+        np.tile(np.arange(seeds), len(points)),
+        tiled,
+        noise,
+        epochs=epochs,
+        evaluate_every=epochs,
+        on_epoch=on_epoch,
+    )
+    table = runs.accuracy[:, -1].reshape(len(points), seeds)
+    rows = [
+        point | {"accuracy": float(row.mean()), "standard_error": standard_error(row)}
+        for point, row in zip(points, table, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["accuracy"])
+
+
+def nearest(tuned: dict[float, Any], noise: float) -> float:
+    """The tuned share of noise closest to the one asked for."""
+    return min(tuned, key=lambda q: abs(q - noise))
+
+
+def standard_error(values: np.ndarray) -> float:
+    """The standard error of a mean; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def summarize(name: str, runs: digits.Runs, seconds: float, noise: float) -> dict:
+    """What the results file says of one method."""
+    final = runs.accuracy[:, -1]
+    tuned = METHODS[name].tuned
+    return {
+        "label": METHODS[name].label,
+        "hyperparameters": tuned[nearest(tuned, noise)],
+        "mean": float(final.mean()),
+        "standard_error": standard_error(final),
+        "gradients_per_step": float(runs.gradients.mean()),
+        "seconds": round(seconds, 2),
+        "accuracy": final.tolist(),
+        "curve": runs.accuracy.mean(axis=0).tolist(),
+        "curve_standard_error": [standard_error(c) for c in runs.accuracy.T],
+        "epochs": runs.epochs.tolist(),
+    }
+
+
+def compare_to_sam(summaries: dict[str, dict]) -> None:
+    """Add the paired difference to SAM, and its p-values, to each other method."""
+    if "sam" not in summaries:
+        return
+    reference = np.array(summaries["sam"]["accuracy"])
+    for name, summary in summaries.items():
+        difference = np.array(summary["accuracy"]) - reference
+        if name == "sam" or len(difference) < 2:
+            continue
+        test = stats.ttest_rel(summary["accuracy"], reference)
+        summary["difference_to_sam"] = {
+            "mean": float(difference.mean()),
+            "standard_error": standard_error(difference),
+            "p_two_sided": float(test.pvalue),
+            "p_no_worse": float(stats.t.sf(-test.statistic, len(difference) - 1)),
+        }
+
+
+def print_table(summaries: dict[str, dict], noise: float, seeds: int) -> None:
+    """One row a method."""
+    table = Table(
+        title=f"Digits, {noise:.0%} of the training labels random, {seeds} seeds: "
+        "test accuracy in percent"
+    )
+    for column in ("method", "hyperparameters"):
+        table.add_column(column)
+    columns = ("accuracy", "paired difference to SAM", "p", "gradients/step", "seconds")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for summary in summaries.values():
+        difference = summary.get("difference_to_sam")
+        table.add_row(
+            summary["label"],
+            " ".join(f"{k}={v:g}" for k, v in summary["hyperparameters"].items()),
+            f"{summary['mean']:.1f} ± {summary['standard_error']:.1f}",
+            f"{difference['mean']:+.1f} ± {difference['standard_error']:.1f}"
+            if difference
+            else "",
+            f"{difference['p_two_sided']:.1g}" if difference else "",
+            f"{summary['gradients_per_step']:.2f}",
+            f"{summary['seconds']:.1f}",
+        )
+    Console(width=None if Console().is_terminal else 110).print(table)
+
+
+def draw(path: Path, results: dict) -> None:
+    """Accuracy over epochs, over the radius, and over gradients per step."""
+    summaries, sweep = results["methods"], results["radius_sweep"]
+    with_cost = len(summaries) > len(DEFAULT_METHODS)
+    panels = 1 + bool(sweep) + with_cost
+    figure, axes = plt.subplots(
+        1, panels, figsize=(4.4 * panels, 3.7), squeeze=False, layout="constrained"
+    )
+    axes = list(axes[0])
+    draw_epochs(axes[0], {k: v for k, v in summaries.items() if k in DEFAULT_METHODS})
+    if sweep:
+        draw_radii(axes[1], sweep)
+    if with_cost:
+        draw_cost(axes[-1], summaries)
+    for ax in axes:
+        ax.set_ylabel("test accuracy (%)")
+        ax.grid(alpha=0.3, linewidth=0.5)
+        ax.spines[["top", "right"]].set_visible(False)
+    noise, seeds = results["noise"], results["seeds"]
+    figure.suptitle(
+        f"Digits with {noise:.0%} random training labels "
+        f"(mean ± standard error, {seeds} seeds)",
+        fontsize=11,
+    )
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160))
+    plt.close(figure)
+
+
+def draw_epochs(ax: plt.Axes, summaries: dict[str, dict]) -> None:
+    """Accuracy while training."""
+    for name, summary in summaries.items():
+        curve = np.array(summary["curve"])
+        error = np.array(summary["curve_standard_error"])
+        color = METHODS[name].color
+        ax.plot(summary["epochs"], curve, color=color, label=summary["label"])
+        ax.fill_between(
+            summary["epochs"],
+            curve - error,
+            curve + error,
+            color=color,
+            alpha=0.2,
+            lw=0,
+        )
+    ax.set_xlabel("epoch")
+    ax.legend(frameon=False, loc="lower left")
+
+
+def draw_radii(ax: plt.Axes, sweep: dict[str, Any]) -> None:
+    """Final accuracy at each radius, the other hyperparameters as tuned."""
+    markers = iter("os^Dv")
+    for name, rows in sweep["accuracy"].items():
+        values = np.array(rows)
+        other = {k: v for k, v in sweep["fixed"][name].items() if k != "rho"}
+        symbols = {"theta": "θ", "lmbda": "λ"}
+        note = "".join(f", {symbols.get(k, k)} = {v:g}" for k, v in other.items())
+        ax.errorbar(
+            sweep["radii"],
+            values.mean(axis=1),
+            yerr=[standard_error(row) for row in values],
+            color=METHODS[name].color,
+            marker=next(markers),
+            markersize=4,
+            capsize=2,
+            label=METHODS[name].label + note,
+        )
+    ax.set_xscale("log")
+    ax.set_xticks(sweep["radii"], [f"{rho:g}" for rho in sweep["radii"]])
+    ax.minorticks_off()
+    ax.set_xlabel(f"radius ρ ({values.shape[1]} seeds each)")
+    ax.legend(frameon=False, loc="lower left", fontsize=8)
+
+
+def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
+    """Final accuracy against what a step costs."""
+    ordered = sorted(summaries.items(), key=lambda item: item[1]["mean"])
+    heights: dict[float, list[float]] = {}
+    for name, summary in ordered:
+        cost, mean = summary["gradients_per_step"], summary["mean"]
+        ax.errorbar(
+            cost,
+            mean,
+            yerr=summary["standard_error"],
+            color=METHODS[name].color,
+            marker="o",
+            capsize=2,
+        )
+        placed = heights.setdefault(round(cost, 1), [])
+        height = max([mean, *(h + 2.6 for h in placed)])
+        placed.append(height)
+        right = cost < 1.9
+        ax.annotate(
+            summary["label"],
+            (cost, mean),
+            xytext=(cost + (0.04 if right else -0.04), height),
+            ha="left" if right else "right",
+            va="center",
+            fontsize=8,
+        )
+    ax.set_xlim(0.9, 2.1)
+    ax.set_xlabel("gradients per step")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Any:
+    """The command line."""
+    parser = Parser(prog="label_noise.py", description=__doc__)
+    share = number(float, 0.0, 1.0, "a number from 0 to 1")
+    parser.add_argument(
+        "--noise", type=share, default=0.75, help="share of random training labels"
+    )
+    parser.add_argument(
+        "--seeds", type=positive_integer, default=16, help="seeds for each method"
+    )
+    parser.add_argument(
+        "--sweep-seeds",
+        type=number(int, 0, float("inf"), "an integer >= 0"),
+        default=4,
+        help="seeds for each radius of the sweep; 0 leaves the sweep out",
+    )
+    parser.add_argument(
+        "--epochs", type=positive_integer, default=digits.EPOCHS, help="training epochs"
+    )
+    parser.add_argument(
+        "--methods",
+        default=",".join(DEFAULT_METHODS),
+        help=f"'all', or some of {','.join(METHODS)}",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="try each method's grid on validation splits instead, and print the best",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder to write to"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="2 seeds and 2 epochs, to see that it runs"
+    )
+    options = parser.parse_args(arguments)
+    options.methods = (
+        list(METHODS) if options.methods == "all" else options.methods.split(",")
+    )
+    for name in options.methods:
+        if name not in METHODS:
+            parser.error(
+                f"argument --methods: {name!r} is none of {', '.join(METHODS)}"
+            )
+    if options.results.exists() and not options.results.is_dir():
+        parser.error(f"argument --results: {options.results} is not a folder")
+    if options.smoke:
+        options.seeds, options.epochs = 2, 2
+        options.sweep_seeds = min(options.sweep_seeds, 1)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, print, write."""
+    options = parse_arguments(arguments)
+    stem = f"label_noise_{options.noise:g}"
+    common = {"noise": options.noise, "seeds": options.seeds, "epochs": options.epochs}
+    if options.tune:
+        found = {}
+        with progress_bar() as bar:
+            for name in options.methods:
+                task = bar.add_task(METHODS[name].label, total=options.epochs)
+                found[name] = tune(
+                    METHODS[name],
+                    options.noise,
+                    options.seeds,
+                    options.epochs,
+                    lambda task=task: bar.advance(task),
+                )
+        for name, rows in found.items():
+            print(METHODS[name].label, *rows[:3], sep="\n  ")
+        path = options.results / f"{stem}_tuning.json"
+        write_json(path, common | {"environment": environment(), "methods": found})
+        print(f"Wrote {path}")
+        return 0
+
+    summaries: dict[str, dict] = {}
+    sweep: dict[str, Any] = {}
+    swept = [name for name in SWEEP_METHODS if name in options.methods]
+    with progress_bar() as bar:
+        tasks = {
+            name: bar.add_task(METHODS[name].label, total=options.epochs)
+            for name in options.methods
+        }
+        for name, task in tasks.items():
+            runs, seconds = train_tuned(
+                METHODS[name],
+                options.noise,
+                options.seeds,
+                options.epochs,
+                lambda task=task: bar.advance(task),
+            )
+            summaries[name] = summarize(name, runs, seconds, options.noise)
+        if options.sweep_seeds and swept:
+            task = bar.add_task("radius sweep", total=options.epochs * len(swept))
+            sweep = {
+                "radii": list(SWEEP_RADII),
+                "fixed": {n: summaries[n]["hyperparameters"] for n in swept},
+                "accuracy": {
+                    n: train_over_radius(
+                        METHODS[n],
+                        options.noise,
+                        options.sweep_seeds,
+                        options.epochs,
+                        lambda: bar.advance(task),
+                    ).tolist()
+                    for n in swept
+                },
+            }
+    compare_to_sam(summaries)
+    print_table(summaries, options.noise, options.seeds)
+    results = common | {
+        "environment": environment(),
+        "methods": summaries,
+        "radius_sweep": sweep,
+    }
+    draw(options.results / f"{stem}.png", results)
+    write_json(options.results / f"{stem}.json", results)
+    print(f"Wrote {options.results / stem}.png and .json")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
