@@ -52,9 +52,9 @@ def spectrum(
     """
     ax = _axes(ax)
     values = np.asarray(density.density)
-    # Between eigenvalues the density is zero, or what is left of a Gaussian's tail.
-    floor = values.max() * 1e-6
-    (line,) = ax.plot(density.grid, np.maximum(values, floor), label=label, **_next(ax))
+    # Between eigenvalues there is what is left of a Gaussian's tail: leave it out.
+    shown = np.where(values > values.max() * 1e-7, values, np.nan)
+    (line,) = ax.plot(density.grid, shown, label=label, **_next(ax))
     if eigenvalues is not None:
         ax.plot(
             np.asarray(eigenvalues),
@@ -151,9 +151,8 @@ def landscape_2d(
       plane: a :class:`~optax_vasso.sharpness.Plane`.
       ax: the Axes to draw into; None for a new figure.
       label: what the colour bar shows, with its unit.
-      levels: the contours, or how many: they are then spaced evenly in the logarithm,
-        since a landscape rises steeply away from its minimum, where it is
-        positive and rises to more than three times its minimum.
+      levels: the heights of the contours, or how many: these are spaced evenly in the
+        logarithm where the loss is positive and spans more than a factor of three.
 
     Returns:
       The Axes.
@@ -179,11 +178,13 @@ def landscape_2d(
         linewidths=0.3,
     )
     ax.plot(0, 0, "+", color="white", markersize=8)
-    bar = ax.figure.colorbar(contours, ax=ax, label=label)
+    bar = ax.figure.colorbar(
+        contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)), label=label
+    )
     bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
     ax.set_aspect("equal")
-    ax.set_xlabel("first direction (its length = 1)")
-    ax.set_ylabel("second direction (its length = 1)")
+    ax.set_xlabel("first direction (1 = its length)")
+    ax.set_ylabel("second direction (1 = its length)")
     return ax
 
 
@@ -298,6 +299,8 @@ def sharpness_against_gap(
       The Axes.
     """
     ax = _axes(ax)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     ax.plot(
         sharpness,
         gap,
@@ -308,6 +311,12 @@ def sharpness_against_gap(
         **(_next(ax) | {"linestyle": "none"}),
     )
     ax.set_xscale("log")
+    # Matplotlib writes every decade's 2 to 9 where there is no more than one decade.
+    low, high = ax.get_xlim()
+    subs = (1, 2, 5) if high < 200 * low else (1,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     return _finish(ax)

@@ -26,6 +26,7 @@ from optax_vasso.sharpness.ball import (
     worst_sharpness,
 )
 from optax_vasso.sharpness.batches import Estimate, split_batches
+from optax_vasso.sharpness.directions import filter_normalized
 
 # Curvature: matrix-vector products, and what is measured of them.
 from optax_vasso.sharpness.hessian import (
@@ -46,7 +47,6 @@ from optax_vasso.sharpness.landscape import (
     Plane,
     along,
     between,
-    filter_normalized,
     on_plane,
 )
 

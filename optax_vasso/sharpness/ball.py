@@ -29,6 +29,7 @@ from jax.tree_util import Partial
 from optax_vasso import numerics
 from optax_vasso.sharpness import batches as data
 from optax_vasso.sharpness.batches import Estimate
+from optax_vasso.sharpness.directions import standard_normal
 
 PyTree = Any
 
@@ -315,15 +316,7 @@ def _project(point: PyTree, p: float) -> PyTree:
 
 
 def _random_direction(key: jax.Array, params: PyTree, p: float) -> PyTree:
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    normal = jax.tree.unflatten(
-        structure,
-        [
-            jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
+    normal = standard_normal(key, params)
     length = numerics.norm(normal, p)
     return jax.tree.map(lambda x: x / length.astype(x.dtype), normal)
 

@@ -320,15 +320,24 @@ def spectral_density(
 
 
 def _check_product(matvec: Matvec, params: PyTree, name: str, alternative: str) -> None:
+    leaves, structure = jax.tree.flatten((matvec, params))
+    shapes = tuple(
+        jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves
+    )
     try:
-        # Lowering, not tracing: there JAX refuses the forward derivative.
-        _apply.lower(matvec, params)
+        _lower_product(structure, shapes)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(
             f"JAX cannot form the {name}-vector product of this loss, since something"
             " in it has no forward derivative (a custom_vjp without a jvp, a kernel, a"
             f" callback). Use {alternative}, which does without. JAX said: {error}"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _lower_product(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+    """Lower a product: it is there, not in tracing, that JAX may refuse."""
+    _apply.lower(*jax.tree.unflatten(structure, shapes))
 
 
 @jax.jit
@@ -412,20 +421,19 @@ def _outer_eigenpairs(
     return pairs._replace(vectors=_shard_as(pairs.vectors, params))
 
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "k", "from_top", "mesh"))
+@functools.partial(jax.jit, static_argnames=("num_matvecs", "k", "mesh"))
 def _ritz_pairs(
     matvec: Matvec,
     params: PyTree,
     key: jax.Array,
     num_matvecs: int,
     k: int,
-    from_top: bool,
+    from_top: jax.Array,
     mesh: Any,
 ) -> Eigenpairs:
     basis, values, coefficients, last = _lanczos(matvec, params, key, num_matvecs, mesh)
-    chosen = jnp.arange(k)
-    if from_top:
-        chosen = num_matvecs - 1 - chosen
+    from_bottom = jnp.arange(k)
+    chosen = jnp.where(from_top, num_matvecs - 1 - from_bottom, from_bottom)
     vectors = coefficients[:, chosen].T @ basis
     _, unravel = ravel_pytree(params)
     return Eigenpairs(
@@ -508,10 +516,16 @@ def _smooth(
     centres = (edges[1:] + edges[:-1]) / 2
 
     # Averages over cells, not values at points: they sum to 1 for any bandwidth.
-    def mass_below(edge: jax.Array) -> jax.Array:
-        return jnp.sum(weights * jax.scipy.stats.norm.cdf(edge, nodes, width))
+    def mass(cell: tuple[jax.Array, jax.Array]) -> jax.Array:
+        ends = [(edge - nodes) / width for edge in cell]
+        # Both ends on the lower side of the Gaussian, where small masses keep digits.
+        flip = ends[0] > 0
+        lower = jnp.where(flip, -ends[1], ends[0])
+        upper = jnp.where(flip, -ends[0], ends[1])
+        cdf = jax.scipy.special.ndtr
+        return jnp.sum(weights * (cdf(upper) - cdf(lower)))
 
-    masses = jnp.diff(jax.lax.map(mass_below, edges))
+    masses = jax.lax.map(mass, (edges[:-1], edges[1:]))
     return SpectralDensity(
         centres, masses * (num_points / (high - low)), nodes, weights
     )

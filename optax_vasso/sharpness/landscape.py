@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from optax_vasso import numerics
 from optax_vasso.sharpness import batches as data
 
 PyTree = Any
@@ -118,7 +117,8 @@ def on_plane(
     Args:
       loss_fn: as for :func:`along`.
       params: x, a tree of float32 or float64 arrays.
-      x_direction: u, a tree like ``params``, as of :func:`filter_normalized`.
+      x_direction: u, a tree like ``params``, as of
+        :func:`~optax_vasso.sharpness.filter_normalized`.
       y_direction: v, a tree like ``params``.
       batches: as for :func:`along`.
       x_steps: s, an array of shape ``(nx,)``.
@@ -136,39 +136,6 @@ def on_plane(
         Partial(loss_fn), params, x_direction, y_direction, groups, x_steps, y_steps
     )
     return Plane(x_steps, y_steps, losses)
-
-
-def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
-    """A random direction whose filters are as long as those of the parameters.
-
-    Standard normal, then every filter (what feeds one output: a slice along the last
-    axis, as of Flax kernels) scaled to the norm of the same filter of ``params``, and
-    zero for leaves of fewer than two axes (biases, scales). The loss along it compares
-    between networks whose weights differ in size.
-
-    Args:
-      key: of the normal numbers.
-      params: a tree of float arrays.
-
-    Returns:
-      A tree like ``params``.
-
-    References:
-      Li et al., `Visualizing the Loss Landscape of Neural Nets
-      <https://arxiv.org/abs/1712.09913>`_, 2018
-    """
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-
-    def direction(key: jax.Array, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:
-            return jnp.zeros_like(leaf)
-        normal = jax.random.normal(key, leaf.shape, leaf.dtype)
-        filters = jax.vmap(numerics.norm, in_axes=-1)
-        return normal * (filters(leaf) / filters(normal)).astype(leaf.dtype)
-
-    directions = [direction(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, directions)
 
 
 def _vector(name: str, values: jax.typing.ArrayLike) -> jax.Array:
