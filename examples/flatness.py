@@ -285,7 +285,9 @@ def draw_landscapes(methods: list[Trained], noise: float, folder: Path) -> None:
     for label, params in solutions.items():
         curvature = sharpness.hessian(loss_fn, params, train_set)
         top = sharpness.largest_eigenpairs(curvature, params, k=5)
-        density = sharpness.spectral_density(curvature, params, num_samples=4)
+        density = sharpness.spectral_density(
+            curvature, params, num_samples=4, bandwidth=0.02, num_points=4096
+        )
         spectrum = plot.spectrum(
             density, eigenvalues=top.values, ax=spectrum, label=label
         )
@@ -299,6 +301,9 @@ def draw_landscapes(methods: list[Trained], noise: float, folder: Path) -> None:
             xlabel="distance along the top eigenvector (units of x)",
             ylabel="training loss (nats)",
         )
+    spectrum.set_xscale("symlog", linthresh=0.5, linscale=0.8)
+    spectrum.set_xticks([-0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20], minor=False)
+    spectrum.xaxis.set_major_formatter("{x:g}")
     spectrum.set_xlabel("Hessian eigenvalue λ (nats per squared unit of x)")
     save(spectrum.figure, folder / "flatness_spectrum.png")
     save(along.figure, folder / "flatness_eigenvector.png")
@@ -310,6 +315,8 @@ def draw_landscapes(methods: list[Trained], noise: float, folder: Path) -> None:
     ax = plot.interpolation(
         line, ends=(first.label, last.label), ylabel="training loss (nats)"
     )
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
     save(ax.figure, folder / "flatness_interpolation.png")
 
     figure, axes = plt.subplots(
@@ -328,15 +335,17 @@ def draw_landscapes(methods: list[Trained], noise: float, folder: Path) -> None:
         )
         for params in solutions.values()
     ]
-    low = min(float(plane.losses.min()) for plane in planes)
-    high = max(float(plane.losses.max()) for plane in planes)
-    levels = list(np.geomspace(max(low, 1e-3), high, 14))
+    levels = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
     for ax, (label, plane) in zip(
         axes, zip(solutions, planes, strict=True), strict=True
     ):
         last = ax is axes[-1]
+        rises = plane.losses - plane.losses[len(steps) // 2, len(steps) // 2]
         plot.landscape_2d(
-            plane, ax=ax, levels=levels, label="training loss (nats)" if last else ""
+            plane._replace(losses=np.clip(rises, levels[0], levels[-1])),
+            ax=ax,
+            levels=levels,
+            label="rise of the loss (nats)" if last else "",
         )
         ax.set_title(label)
         ax.label_outer()
@@ -563,6 +572,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw_runs(compared, results, options.results)
         bar.advance(drawing)
     results["seconds"] = round(time.perf_counter() - start, 1)
+    results["processor_seconds"] = round(time.process_time(), 1)
     print_tables(results)
     path = options.results / "flatness.json"
     write_json(path, results)

@@ -259,7 +259,7 @@ def adversary_stability(
             "unrelated directions, √2",
             (1, 2**0.5),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
+            xytext=(0, 9),
             textcoords="offset points",
             ha="right",
             va="bottom",
