@@ -178,11 +178,13 @@ def check_params(params: PyTree) -> None:
         rounds the perturbations away that are to be measured), or, where the values
         are known, if one is infinite or NaN.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = {
+        f"params{jax.tree_util.keystr(path)}": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
     if not leaves:
         raise ValueError("params holds no arrays.")
-    for path, leaf in leaves:
-        name = f"params{jax.tree_util.keystr(path)}"
+    for name, leaf in leaves.items():
         dtype = jnp.result_type(leaf)
         if dtype not in (jnp.float32, jnp.float64):
             raise ValueError(
@@ -190,12 +192,13 @@ def check_params(params: PyTree) -> None:
                 " float64. Cast half-precision parameters up, and close over those"
                 " that are not trained."
             )
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        # The values are known even where a closure brings them into a traced function.
-        with jax.ensure_compile_time_eval():
-            if not jnp.isfinite(leaf).all():
-                raise ValueError(f"{name} has entries that are NaN or infinite.")
+    # The values are known even where a closure brings them into a traced function.
+    known = {k: v for k, v in leaves.items() if not isinstance(v, jax.core.Tracer)}
+    with jax.ensure_compile_time_eval():
+        finite = {name: bool(flag) for name, flag in _are_finite(known).items()}
+    for name, is_finite in finite.items():
+        if not is_finite:
+            raise ValueError(f"{name} has entries that are NaN or infinite.")
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, groups: tuple[Batch, ...]) -> None:
@@ -238,6 +241,11 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
     """
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+
+
+@jax.jit
+def _are_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
 def _is_one_batch(batches: Any) -> bool:

@@ -43,7 +43,11 @@ def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
     def scale(normal: jax.Array, leaf: jax.Array) -> jax.Array:
         if leaf.ndim < 2:
             return jnp.zeros_like(leaf)
-        filters = jax.vmap(numerics.norm, in_axes=-1)
-        return normal * (filters(leaf) / filters(normal)).astype(leaf.dtype)
+
+        def scale_filter(normal: jax.Array, own: jax.Array) -> jax.Array:
+            ratio = numerics.norm(own) / numerics.norm(normal)
+            return normal * ratio.astype(normal.dtype)
+
+        return jax.vmap(scale_filter, in_axes=-1, out_axes=-1)(normal, leaf)
 
     return jax.tree.map(scale, standard_normal(key, params), params)

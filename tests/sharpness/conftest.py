@@ -28,8 +28,8 @@ class Network(NamedTuple):
 
 
 def model_fn(params, batch):
-    hidden = jnp.tanh(batch[0] @ params["hidden"] + params["bias"])
-    return hidden @ params["out"] + params["shift"]
+    hidden = jnp.tanh(batch[0] @ params["hidden"] + params["bias"][None])
+    return hidden @ params["out"] + params["shift"][None]
 
 
 def output_loss_fn(logits, batch):
@@ -69,7 +69,7 @@ def quadratic(float64):
     """½ xᵀHx with the eigenvalues 5, 4, 1, ½, 0.1, 0, 0 and −1 in a rotated basis."""
     values = jnp.array([5.0, 4.0, 1.0, 0.5, 0.1, 0.0, 0.0, -1.0])
     basis, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (8, 8)))
-    matrix = (basis * values) @ basis.T
+    matrix = (basis * values[None]) @ basis.T
 
     def loss_fn(params, batch):
         del batch

@@ -13,7 +13,7 @@ RHO = 0.1
 
 def pull(params, batch):
     """½‖x − c‖², averaged over the targets c in the batch."""
-    return 0.5 * jnp.mean(jnp.sum((params - batch) ** 2, axis=-1))
+    return 0.5 * jnp.mean(jnp.sum((params[None] - batch) ** 2, axis=-1))
 
 
 def test_an_adversary_is_a_friend_to_the_batch_that_pulls_the_other_way(float64):
