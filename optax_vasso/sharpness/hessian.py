@@ -465,7 +465,7 @@ def _lanczos(
 
     def step(i: jax.Array, carry: Any) -> Any:
         basis, projected, vector, _ = carry
-        basis = basis.at[i].set(vector)
+        basis = _distribute(basis.at[i].set(vector), mesh)
         image = ravel_pytree(matvec(unravel(vector)))[0]
         rest, coefficients = outside(_distribute(image, mesh), basis)
         projected = projected.at[i].set(coefficients)
@@ -568,12 +568,12 @@ def _mesh(params: PyTree) -> Any:
     return None
 
 
-def _distribute(vector: jax.Array, mesh: Any) -> jax.Array:
-    """Spread a flat vector, and with it the Krylov basis, evenly over all devices."""
+def _distribute(array: jax.Array, mesh: Any) -> jax.Array:
+    """Spread flat vectors, or rows of them, evenly over all devices."""
     if mesh is None:
-        return vector
-    spec = PartitionSpec(mesh.axis_names)
-    return jax.lax.with_sharding_constraint(vector, NamedSharding(mesh, spec))
+        return array
+    spec = PartitionSpec(*[None] * (array.ndim - 1), mesh.axis_names)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
 def _shard_as(vectors: PyTree, params: PyTree) -> PyTree:
