@@ -14,22 +14,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 PyTree = Any
+_WIDE = (jnp.float64, jnp.complex128)
 
 
 def accumulation_dtype(*trees: PyTree) -> jnp.dtype:
     """The real dtype in which norms of these trees are summed: float32 or wider."""
-    dtypes = (jnp.real(leaf).dtype for leaf in jax.tree.leaves(trees))
-    # NumPy's promotion: that of JAX refuses float32 with float64 where it is strict.
-    return functools.reduce(np.promote_types, dtypes, jnp.dtype(jnp.float32))
+    wide = any(leaf.dtype in _WIDE for leaf in jax.tree.leaves(trees))
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Cast a leaf to the real ``dtype``, or to its complex twin if it is complex."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return leaf.astype(jnp.promote_types(dtype, jnp.complex64))
+        return leaf.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
     return leaf.astype(dtype)
 
 
@@ -54,6 +53,16 @@ def cast_like(tree: PyTree, target: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
 
 
+def fill_none(tree: PyTree, target: PyTree) -> PyTree:
+    """:func:`cast_like`, and the leaf of ``target`` where that of ``tree`` is None."""
+    return jax.tree.map(
+        lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
+        tree,
+        target,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 def max_abs(tree: PyTree) -> jax.Array:
     """The largest magnitude in the tree, a scalar; 0 for a tree without leaves."""
     dtype = accumulation_dtype(tree)
@@ -67,27 +76,12 @@ def max_abs(tree: PyTree) -> jax.Array:
 def scale_to_one(tree: PyTree) -> tuple[PyTree, jax.Array]:
     """Multiply a tree by the power of two that brings its largest magnitude near one.
 
-    A power of two, because that multiplication is exact and because its reciprocal
-    never leaves the range: XLA divides by multiplying with the reciprocal, which for
-    a divisor near the top of the range is subnormal and flushed to zero.
-
     Returns:
-      The scaled tree in the accumulation dtype, its largest magnitude in [1/2, 4] or,
+      The scaled tree in the accumulation dtype, its largest magnitude in [1, 4) or,
       for a zero tree, 0; and the scalar that it was multiplied by.
     """
-    dtype = accumulation_dtype(tree)
-    _, exponent = jnp.frexp(max_abs(tree))
-    limit = jnp.finfo(dtype).maxexp - 2
-    factor = jnp.ldexp(jnp.ones((), dtype), -jnp.clip(exponent, -limit, limit))
+    factor = _factor_to_one(max_abs(tree))
     return jax.tree.map(lambda leaf: leaf * factor, widen_tree(tree)), factor
-
-
-def power_sum(tree: PyTree, q: float) -> jax.Array:
-    """The sum of abs(leaf)**q over all entries, a scalar; no guard for overflow."""
-    if q == 2:
-        return dot(tree, tree)
-    sums = [jnp.sum(jnp.abs(leaf) ** q) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.add, sums, jnp.zeros((), accumulation_dtype(tree)))
 
 
 def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
@@ -102,15 +96,16 @@ def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
     """
     if p == math.inf:
         return max_abs(tree)
-    scaled, factor = scale_to_one(tree)
-    return power_sum(scaled, p) ** (1 / p) / factor
+    total, factor = _scaled_power_sum(tree, p)
+    return total ** (1 / p) / factor
 
 
 def normalize(tree: PyTree) -> PyTree:
     """The tree divided by its 2-norm, in the accumulation dtype; zero stays zero."""
-    scaled, _ = scale_to_one(tree)
-    divisor = _nonzero(jnp.sqrt(power_sum(scaled, 2)))
-    return jax.tree.map(lambda leaf: leaf / divisor, scaled)
+    total, factor = _scaled_power_sum(tree, 2)
+    inverse = 1 / _nonzero(jnp.sqrt(total))
+    # One after the other: their product may be out of range.
+    return jax.tree.map(lambda leaf: leaf * factor * inverse, widen_tree(tree))
 
 
 def dual_direction(tree: PyTree, p: float) -> PyTree:
@@ -119,9 +114,12 @@ def dual_direction(tree: PyTree, p: float) -> PyTree:
     u = sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1; zero stays zero.
     """
     q = 1.0 if p == math.inf else p / (p - 1)
-    scaled, _ = scale_to_one(tree)
-    divisor = _nonzero(power_sum(scaled, q) ** (1 / p))
-    return jax.tree.map(lambda d: jnp.sign(d) * jnp.abs(d) ** (q - 1) / divisor, scaled)
+    total, factor = _scaled_power_sum(tree, q)
+    inverse = 1 / _nonzero(total ** (1 / p))
+    return jax.tree.map(
+        lambda d: jnp.sign(d) * (jnp.abs(d) * factor) ** (q - 1) * inverse,
+        widen_tree(tree),
+    )
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
@@ -138,10 +136,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
-    a, _ = scale_to_one(a)
-    b, _ = scale_to_one(b)
-    lengths = jnp.sqrt(power_sum(a, 2)) * jnp.sqrt(power_sum(b, 2))
-    return dot(a, b) / _nonzero(lengths)
+    return dot(normalize(a), normalize(b))
 
 
 def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
@@ -159,3 +154,40 @@ def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
 def _nonzero(scalar: jax.Array) -> jax.Array:
     """A divisor that turns 0/0 into 0: one in place of zero."""
     return jnp.where(scalar == 0, 1, scalar)
+
+
+def _factor_to_one(magnitude: jax.Array) -> jax.Array:
+    """The power of two that brings a magnitude near one.
+
+    A power of two, because that multiplication is exact and because its reciprocal
+    never leaves the range: XLA divides by multiplying with the reciprocal, which for
+    a divisor near the top of the range is subnormal and flushed to zero.
+    """
+    dtype = magnitude.dtype
+    integers = jnp.int64 if dtype == jnp.float64 else jnp.int32
+    # Infinity is the number whose exponent bits are all set, and no others.
+    exponent_bits = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), integers)
+    bits = jax.lax.bitcast_convert_type(magnitude, integers) & exponent_bits
+    power = jax.lax.bitcast_convert_type(bits, dtype)
+    largest = 2.0 ** (jnp.finfo(dtype).maxexp - 2)
+    return 1 / jnp.clip(power, 1 / largest, largest)
+
+
+def _scaled_power_sum(tree: PyTree, q: float) -> tuple[jax.Array, jax.Array]:
+    """The sum of abs(factor · leaf)**q over all entries, and that factor.
+
+    Each leaf is summed with a factor of its own: its sum need not wait for the largest
+    magnitude of the tree, and a backward pass no second copy of the gradient.
+    """
+    dtype = accumulation_dtype(tree)
+    leaves = jax.tree.leaves(widen_tree(tree))
+    largest = [max_abs(leaf) for leaf in leaves]
+    zero = jnp.zeros((), dtype)
+    factor = _factor_to_one(functools.reduce(jnp.maximum, largest, zero))
+    total = zero
+    for leaf, magnitude in zip(leaves, largest, strict=True):
+        own = _factor_to_one(magnitude)
+        scaled = leaf * own
+        part = dot(scaled, scaled) if q == 2 else jnp.sum(jnp.abs(scaled) ** q)
+        total += part * (factor / own) ** q
+    return total, factor

@@ -94,7 +94,8 @@ def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
     except ValueError as error:
         raise ValueError(
             f"updates has another tree structure than the parameters {where} was "
-            f"initialized with ({error}): call init again after changing them."
+            f"initialized with ({_difference(updates, state_tree)}): call init again "
+            "after changing the parameters."
         ) from error
     jax.tree_util.tree_map_with_path(
         compare, updates, state_tree, is_leaf=lambda u: u is None
@@ -115,8 +116,9 @@ def broadcast_mask(mask: Any, params: PyTree) -> PyTree:
         )
     except ValueError as error:
         raise ValueError(
-            f"mask has another tree structure than params ({error}): pass a tree of "
-            "booleans like the parameters, a prefix of one, or a function of them."
+            "mask has another tree structure than params "
+            f"({_difference(tree, params)}): pass a tree of booleans like the "
+            "parameters, a prefix of one, or a function of them."
         ) from error
 
 
@@ -126,3 +128,18 @@ def require_params(params: PyTree, where: str) -> None:
         raise ValueError(
             f"{where} needs params, got None: call update(grads, state, params)."
         )
+
+
+def _difference(tree: PyTree, expected: PyTree) -> str:
+    """In a few words, the first leaf that one tree has and the other has not."""
+    found, wanted = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(t)]
+        for t in (tree, expected)
+    )
+    missing = [path for path in wanted if path not in found]
+    unknown = [path for path in found if path not in wanted]
+    if missing:
+        return f"nothing at {missing[0]}"
+    if unknown:
+        return f"an unknown leaf at {unknown[0]}"
+    return "other containers"

@@ -1,12 +1,10 @@
-"""Strict types everywhere, and the fixtures that several files share."""
+"""No silent broadcasts anywhere, and the fixtures that several files share."""
 
 import jax
 import pytest
 from hypothesis import settings
 
-# A float64 that meets a float32 unasked is a bug here, as is a silent broadcast of a
-# vector against a matrix.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+# A vector that meets a matrix unasked is a bug here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation makes the first example slow, whatever the test does; the same examples
@@ -19,4 +17,14 @@ settings.load_profile("suite")
 def x64():
     """Compute in float64 for one test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def strict():
+    """Forbid implicit promotion between dtypes: for tests that run our code alone.
+
+    Not everywhere, since Optax's own Adam relies on promotion.
+    """
+    with jax.numpy_dtype_promotion("strict"):
         yield

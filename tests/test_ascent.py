@@ -1,0 +1,212 @@
+"""Perturbations: their length, their direction, and who chooses the leaves."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import flat, random_tree, run_chain
+
+import optax_vasso as ov
+
+pytestmark = pytest.mark.usefixtures("strict")
+SCALES = st.sampled_from([1e-30, 1e-6, 1.0, 1e6, 1e30])
+RADII = st.floats(1e-3, 10)
+
+
+def perturb(transform, direction, params=None):
+    return run_chain(transform, [direction], params)[0][0]
+
+
+@pytest.mark.parametrize("p", [1.5, 2, 3, np.inf])
+@given(seed=st.integers(0, 1000), rho=RADII, scale=SCALES)
+def test_the_perturbation_has_length_rho(p, seed, rho, scale):
+    d = random_tree(seed, scale=scale)
+    epsilon = flat(perturb(ov.sam_perturb(rho, p=p), d))
+    assert np.linalg.norm(epsilon, ord=p) == pytest.approx(rho, rel=1e-5)
+
+
+@given(seed=st.integers(0, 1000))
+def test_sam_perturb_is_rho_d_over_the_norm(seed):
+    d = random_tree(seed)
+    expected = 0.3 * flat(d) / np.linalg.norm(flat(d))
+    np.testing.assert_allclose(
+        flat(perturb(ov.sam_perturb(0.3), d)), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "entries"),
+    [
+        ("f2", [6e4, -6e4, 1e-7]),
+        ("f2", [1e-7, 2e-7]),
+        ("f2", [300.0, 300.0, 300.0]),
+        ("f4", [1e30, -1e30]),
+        ("f4", [1e-30, 1e-30]),
+        (jnp.bfloat16, [1e38, 1e38]),
+    ],
+)
+def test_length_holds_at_the_ends_of_every_dtypes_range(dtype, entries):
+    """Within 1 %; the roundings of float16 and bfloat16 entries are smaller."""
+    d = [jnp.asarray(entries, dtype)]
+    epsilon = perturb(ov.sam_perturb(0.05), d)
+    assert epsilon[0].dtype == jnp.dtype(dtype)
+    assert np.linalg.norm(flat(epsilon)) / 0.05 == pytest.approx(1, abs=0.01)
+
+
+@given(seed=st.integers(0, 1000), power=st.integers(-60, 60))
+def test_scaling_the_gradient_by_a_power_of_two_changes_nothing(seed, power):
+    d = random_tree(seed)
+    scaled = jax.tree.map(lambda leaf: leaf * jnp.float32(2.0**power), d)
+    transform = ov.sam_perturb(0.1)
+    chex.assert_trees_all_equal(perturb(transform, d), perturb(transform, scaled))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ov.sam_perturb(0.1),
+        ov.sam_perturb(0.1, p=np.inf),
+        ov.sam_perturb(0.1, p=3),
+        ov.asam_perturb(0.1),
+        ov.fisher_perturb(0.1),
+        ov.per_layer(ov.sam_perturb(0.1)),
+        ov.track_stability(ov.sam_perturb(0.1)),
+        optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.1)),
+        optax.chain(ov.friendly_noise(1.0, 0.6), ov.sam_perturb(0.1)),
+    ],
+)
+def test_a_zero_direction_gives_a_zero_perturbation(transform):
+    params = random_tree(0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert not flat(perturb(transform, zero, params)).any()
+
+
+@given(seed=st.integers(0, 1000), rho=RADII)
+def test_rho_zero_perturbs_nothing(seed, rho):
+    assert not flat(perturb(ov.sam_perturb(0.0), random_tree(seed))).any()
+
+
+def test_rho_may_be_a_schedule_of_the_step_or_traced():
+    d = random_tree(0)
+    schedule = optax.linear_schedule(0.1, 0.3, 2)
+    outputs, _ = run_chain(ov.sam_perturb(schedule), [d, d, d])
+    lengths = [np.linalg.norm(flat(output)) for output in outputs]
+    np.testing.assert_allclose(lengths, [0.1, 0.2, 0.3], rtol=1e-5)
+    traced = jax.jit(lambda rho: perturb(ov.sam_perturb(rho), d))(0.7)
+    assert np.linalg.norm(flat(traced)) == pytest.approx(0.7, rel=1e-5)
+
+
+@given(seed=st.integers(0, 1000), eta=st.floats(0, 1))
+def test_asam_perturb_is_the_formula_and_has_length_rho_in_its_own_metric(seed, eta):
+    d, x = random_tree(seed), random_tree(seed + 1)
+    epsilon = flat(perturb(ov.asam_perturb(0.5, eta), d, x))
+    t = np.abs(flat(x)) + eta
+    expected = 0.5 * t**2 * flat(d) / np.linalg.norm(t * flat(d))
+    np.testing.assert_allclose(epsilon, expected, rtol=1e-4, atol=1e-7)
+    assert np.linalg.norm(epsilon / t) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_asam_does_not_see_a_rescaling_of_the_weights():
+    """With η = 0: weights times c and gradient over c, perturbation times c."""
+    d, x = random_tree(0), random_tree(1)
+    rescaled = {"a": 4.0, "b": [0.5, (8.0, 1.0)]}
+    c = jax.tree.map(lambda leaf, v: jnp.full_like(leaf, v), x, rescaled)
+    before = perturb(ov.asam_perturb(0.5, 0.0), d, x)
+    after = perturb(
+        ov.asam_perturb(0.5, 0.0),
+        jax.tree.map(jnp.divide, d, c),
+        jax.tree.map(jnp.multiply, x, c),
+    )
+    expected = jax.tree.map(jnp.multiply, before, c)
+    np.testing.assert_allclose(flat(after), flat(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"a": True, "b": [False, (True, False)]},
+        {"a": True, "b": [False, (True, True)]},
+        lambda params: jax.tree.map(lambda leaf: leaf.ndim != 1, params),
+    ],
+    ids=["tree", "other tree", "function"],
+)
+def test_asams_mask_chooses_the_leaves_that_are_rescaled(mask):
+    d, x = random_tree(0), random_tree(1)
+    t = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.01, x)
+    t["b"][0] = jnp.ones_like(t["b"][0])
+    expected = flat(t) ** 2 * flat(d) / np.linalg.norm(flat(t) * flat(d))
+    epsilon = perturb(ov.asam_perturb(1.0, 0.01, mask), d, x)
+    np.testing.assert_allclose(flat(epsilon), expected, rtol=1e-5)
+
+
+def test_a_mask_may_be_a_prefix_and_an_empty_one_leaves_sam():
+    d, x = random_tree(0), random_tree(1)
+    whole = perturb(ov.asam_perturb(0.1, mask={"a": True, "b": True}), d, x)
+    chex.assert_trees_all_equal(whole, perturb(ov.asam_perturb(0.1), d, x))
+    none = perturb(ov.asam_perturb(0.1, mask=False), d, x)
+    sam = perturb(ov.sam_perturb(0.1), d)
+    chex.assert_trees_all_close(none, sam, rtol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    eta=st.floats(0, 100),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
+def test_fisher_perturb_is_the_formula(seed, eta, scale):
+    d = random_tree(seed, scale=scale)
+    inverse = 1 / (1 + eta * flat(d) ** 2)
+    expected = 0.5 * inverse * flat(d) / np.sqrt(np.sum(inverse * flat(d) ** 2))
+    epsilon = flat(perturb(ov.fisher_perturb(0.5, eta), d))
+    np.testing.assert_allclose(epsilon, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_fisher_perturb_survives_a_huge_gradient():
+    """√F⁻¹ d tends to sign(d)/√η: every entry has the same length in the metric."""
+    d = [jnp.asarray([1e30, -1e30])]
+    epsilon = flat(perturb(ov.fisher_perturb(0.1), d))
+    assert np.isfinite(epsilon).all()
+    chex.assert_trees_all_equal(
+        perturb(ov.fisher_perturb(0.1, 0.0), random_tree(0)),
+        perturb(ov.sam_perturb(0.1), random_tree(0)),
+    )
+
+
+def test_per_layer_gives_every_leaf_its_own_ball():
+    d = random_tree(0)
+    epsilon = perturb(ov.per_layer(ov.sam_perturb(0.1)), d, d)
+    for leaf in jax.tree.leaves(epsilon):
+        if leaf.size:
+            assert np.linalg.norm(leaf) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_per_layer_keeps_a_state_for_every_leaf():
+    steps = [random_tree(t) for t in range(3)]
+    chain = optax.chain(ov.vasso_ema(0.5), ov.sam_perturb(0.1))
+    outputs, _ = run_chain(ov.per_layer(chain), steps, steps[0])
+    alone, _ = run_chain(chain, [step["b"][0] for step in steps])
+    np.testing.assert_allclose(outputs[-1]["b"][0], alone[-1], rtol=1e-5)
+
+
+@given(seed=st.integers(0, 1000), rho=RADII)
+def test_stability_is_the_relative_move_of_the_adversary(seed, rho):
+    steps = [random_tree(seed), random_tree(seed + 1)]
+    ascent = ov.sam_perturb(rho)
+    outputs, state = run_chain(ov.track_stability(ascent), steps)
+    plain, _ = run_chain(ascent, steps)
+    chex.assert_trees_all_equal(outputs, plain)
+    move = np.linalg.norm(flat(plain[1]) - flat(plain[0])) / rho
+    assert float(state.stability) == pytest.approx(move, rel=1e-4)
+
+
+def test_stability_is_zero_for_a_constant_gradient_and_two_for_a_flipped_one():
+    d = random_tree(0)
+    minus = jax.tree.map(jnp.negative, d)
+    ascent = ov.track_stability(ov.sam_perturb(0.1))
+    assert float(run_chain(ascent, [d, d])[1].stability) == 0
+    flipped = run_chain(ascent, [d, minus])[1].stability
+    assert float(flipped) == pytest.approx(2, rel=1e-6)

@@ -1,0 +1,135 @@
+"""Gates say when to ascend; a closed one really skips the second gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import flat, random_tree
+from scipy import stats
+
+import optax_vasso as ov
+from optax_vasso import gate
+
+
+def answers(a_gate, steps):
+    def step(state, _):
+        ascend, state = a_gate.update(state)
+        return state, jnp.asarray(ascend)
+
+    return np.asarray(jax.lax.scan(step, a_gate.init(), length=steps)[1])
+
+
+def test_every_k_from_step_n_and_always():
+    t = np.arange(20)
+    assert answers(gate.always(), 20).all()
+    np.testing.assert_array_equal(answers(gate.every(3), 20), t % 3 == 0)
+    np.testing.assert_array_equal(answers(gate.from_step(7), 20), t >= 7)
+    assert answers(gate.every(1), 20).all()
+
+
+def test_gates_combine():
+    both = gate.all_of(gate.every(3), gate.from_step(7))
+    either = gate.any_of(gate.every(5), gate.every(3))
+    t = np.arange(20)
+    np.testing.assert_array_equal(answers(both, 20), (t % 3 == 0) & (t >= 7))
+    np.testing.assert_array_equal(answers(either, 20), (t % 5 == 0) | (t % 3 == 0))
+    np.testing.assert_array_equal(
+        answers(gate.all_of(gate.always(), gate.every(2)), 4), [1, 0, 1, 0]
+    )
+    nested = gate.any_of(gate.all_of(gate.every(2), gate.every(3)), gate.every(5))
+    np.testing.assert_array_equal(answers(nested, 20), (t % 6 == 0) | (t % 5 == 0))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_bernoulli_opens_on_its_share_of_the_steps_independently(p):
+    """Both counts lie in the central 99.9 % of their binomial distributions."""
+    drawn = answers(gate.bernoulli(p, seed=1), 4000)
+    assert stats.binomtest(int(drawn.sum()), 4000, p).pvalue > 1e-3
+    pairs = drawn[:-1] & drawn[1:]
+    assert stats.binomtest(int(pairs[::2].sum()), len(pairs[::2]), p**2).pvalue > 1e-3
+
+
+def test_bernoulli_is_reproducible_and_its_seeds_differ():
+    first = answers(gate.bernoulli(0.5, seed=3), 100)
+    np.testing.assert_array_equal(first, answers(gate.bernoulli(0.5, seed=3), 100))
+    assert (first != answers(gate.bernoulli(0.5, seed=4), 100)).any()
+    key = jax.random.PRNGKey(3)
+    np.testing.assert_array_equal(first, answers(gate.bernoulli(0.5, seed=key), 100))
+    assert answers(gate.bernoulli(1.0), 50).all()
+
+
+def test_bernoullis_probability_may_be_a_schedule():
+    drawn = answers(gate.bernoulli(lambda step: jnp.where(step < 10, 0.0, 1.0)), 20)
+    np.testing.assert_array_equal(drawn, np.arange(20) >= 10)
+
+
+def counting_loss(calls):
+    """A loss that counts, on the host, how often it is evaluated."""
+
+    def loss(params):
+        jax.debug.callback(lambda: calls.append(1))
+        return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+    return loss
+
+
+def test_a_closed_gate_takes_no_second_gradient_and_the_average_still_moves():
+    calls = []
+    grad_fn = jax.grad(counting_loss(calls))
+    optimizer = ov.sharpness_aware(
+        optax.sgd(0.1),
+        optax.chain(ov.vasso_ema(0.5), ov.sam_perturb(0.1)),
+        gate=gate.every(4),
+    )
+    params = random_tree(0)
+
+    @jax.jit
+    def step(params, state):
+        grads = grad_fn(params)
+        updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    average = None
+    for t in range(8):
+        gradient = flat(params)
+        average = gradient if average is None else (average + gradient) / 2
+        before = params
+        params, state = step(params, state)
+        jax.effects_barrier()
+        np.testing.assert_allclose(
+            flat(optax.tree.get(state, "ema")), average, rtol=1e-5, atol=1e-7
+        )
+        assert bool(state.metrics.ascended) == (t % 4 == 0)
+        if t % 4:
+            np.testing.assert_allclose(flat(params), 0.9 * flat(before), rtol=1e-6)
+            assert float(state.metrics.perturbation_norm) == 0
+        else:
+            assert np.abs(flat(params) - 0.9 * flat(before)).max() > 1e-4
+    assert len(calls) == 8 + 2
+
+
+def test_under_vmap_a_closed_gate_changes_the_result_but_not_the_cost():
+    """A vmapped cond computes both sides; each row still follows its own gate."""
+    calls = []
+    grad_fn = jax.grad(counting_loss(calls))
+    params = jnp.asarray([[1.0, 2.0], [1.0, 2.0]])
+
+    def first_update(params, is_open):
+        optimizer = ov.sharpness_aware(
+            optax.sgd(1.0),
+            ov.sam_perturb(0.1),
+            gate=gate.Gate(lambda: is_open, lambda is_open: (is_open, is_open)),
+        )
+        state = optimizer.init(params)
+        return optimizer.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+
+    updates = jax.vmap(first_update)(params, jnp.asarray([True, False]))
+    np.testing.assert_allclose(updates[1], -params[1], rtol=1e-6)
+    assert float(jnp.linalg.norm(updates[0] + params[0])) == pytest.approx(0.1, 1e-4)
+    jax.effects_barrier()
+    calls.clear()
+    jax.vmap(first_update)(params, jnp.asarray([False, False]))
+    jax.effects_barrier()
+    assert len(calls) == 2

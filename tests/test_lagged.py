@@ -1,0 +1,137 @@
+"""One gradient a step: the recursion, the point to evaluate, and the cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import authors_problem, flat, random_tree
+
+import optax_vasso as ov
+
+CURVATURES = np.array([1.0, 3.0, 10.0])
+
+
+def loss(params):
+    return 0.5 * jnp.sum(jnp.asarray(CURVATURES, params.dtype) * params**2)
+
+
+def run(optimizer, params, steps):
+    """The points y_t of the loop, and what lagged_eval_params makes of them."""
+    state = optimizer.init(params)
+    points, clean = [params], [ov.lagged_eval_params(state, params)]
+    for _ in range(steps):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        points.append(params)
+        clean.append(ov.lagged_eval_params(state, params))
+    return points, clean
+
+
+@pytest.mark.parametrize("ema", [ov.vasso_ema, ov.unbuffered_vasso_ema])
+@pytest.mark.parametrize("theta", [1.0, 0.3])
+def test_lagged_follows_the_recursion_written_by_hand(ema, theta, x64):
+    """Momentum at x, the perturbation ρ d/‖d‖ of the last step's average at y."""
+    rate, momentum, decay, rho = 0.05, 0.9, 0.01, 0.2
+    base = optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum))
+    optimizer = ov.lagged(base, optax.chain(ema(theta), ov.sam_perturb(rho)))
+    start = jnp.asarray([1.0, -1.0, 0.5])
+    points, clean = run(optimizer, start, 20)
+    x, epsilon, velocity, d = np.asarray(start), 0.0, 0.0, None
+    for t in range(20):
+        np.testing.assert_allclose(points[t], x + epsilon, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(clean[t], x, rtol=0, atol=1e-12)
+        g = CURVATURES * (x + epsilon)
+        d = g if d is None else (1 - theta) * d + theta * g
+        velocity = momentum * velocity + g + decay * x
+        x = x - rate * velocity
+        epsilon = rho * d / np.linalg.norm(d)
+    np.testing.assert_allclose(clean[20], x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", jnp.bfloat16])
+def test_eval_params_are_the_clean_point_up_to_one_rounding(dtype):
+    """y = x + ε rounds once, to half a unit of y; y − ε then rounds once more."""
+    optimizer = ov.lagged_vasso(optax.sgd(0.05), rho=0.2)
+    params = jnp.asarray([1.0, -1.0, 0.5], dtype)
+    state = optimizer.init(params)
+    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    x = flat(params) - 0.05 * flat(jax.grad(loss)(params))
+    clean = ov.lagged_eval_params(state, optax.apply_updates(params, updates))
+    assert clean.dtype == jnp.dtype(dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(flat(clean), x, rtol=0, atol=2 * eps)
+
+
+def test_the_first_gradient_is_clean_and_nothing_moves_before_it():
+    params = jnp.asarray([1.0, -1.0, 0.5])
+    state = ov.lagged_vasso(optax.sgd(0.1)).init(params)
+    np.testing.assert_array_equal(ov.lagged_eval_params(state, params), params)
+    assert not flat(state.perturbation).any()
+
+
+def test_one_buffer_more_than_the_base_optimizer():
+    params = random_tree(0)
+    base = optax.sgd(0.1, momentum=0.9)
+
+    def floats(state):
+        return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+    size = floats(params)
+    extra = floats(ov.lagged_vasso(base).init(params)) - floats(base.init(params))
+    assert size <= extra <= size + 4
+
+
+def test_lagged_works_inside_other_transformations():
+    """Its state is found, and the clean point recovered, anywhere in a chain."""
+    params = jnp.asarray([1.0, -1.0, 0.5])
+    chained = optax.chain(optax.identity(), ov.lagged_vasso(optax.sgd(0.1), rho=0.3))
+    points, clean = run(chained, params, 3)
+    _, expected = run(ov.lagged_vasso(optax.sgd(0.1), rho=0.3), params, 3)
+    np.testing.assert_allclose(clean[-1], expected[-1], rtol=1e-6)
+    assert np.linalg.norm(points[-1] - clean[-1]) == pytest.approx(0.3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ascent",
+    [
+        ov.sam_perturb(0.2),
+        optax.chain(ov.friendly_noise(1.0, 0.6), ov.sam_perturb(0.2)),
+        optax.chain(ov.vasso_ema(0.4), ov.asam_perturb(0.2)),
+        optax.chain(optax.ema(0.6), ov.sam_perturb(0.2)),
+    ],
+    ids=["sam", "friendly", "vasso + asam", "optax.ema"],
+)
+def test_any_ascent_chain_may_be_lagged(ascent):
+    """The loop's point minus the clean one is the chain's last output."""
+    params, base = jnp.asarray([1.0, -1.0, 0.5]), optax.sgd(0.05)
+    optimizer = ov.lagged(base, ascent)
+    state, ascent_state = optimizer.init(params), ascent.init(params)
+    for _ in range(3):
+        gradient = jax.grad(loss)(params)
+        point = ov.lagged_eval_params(state, params)
+        epsilon, ascent_state = ascent.update(gradient, ascent_state, point)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        clean = ov.lagged_eval_params(state, params)
+        np.testing.assert_allclose(clean, point - 0.05 * gradient, rtol=1e-5)
+        np.testing.assert_allclose(params - clean, epsilon, rtol=1e-4, atol=1e-6)
+
+
+def test_lagged_lowers_the_loss_of_a_network():
+    params, batches, network_loss = authors_problem()
+    optimizer = ov.lagged_vasso(optax.sgd(0.1, momentum=0.9), rho=0.05)
+
+    @jax.jit
+    def step(params, state, indices):
+        grads = jax.grad(network_loss)(params, indices)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, point = optimizer.init(params), params
+    for _ in range(5):
+        for indices in batches:
+            point, state = step(point, state, indices)
+    everything = jnp.arange(48)
+    before = network_loss(params, everything)
+    assert network_loss(ov.lagged_eval_params(state, point), everything) < 0.7 * before

@@ -1,0 +1,186 @@
+"""vasso_ema, unbuffered_vasso_ema and friendly_noise are the formulas of the papers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import flat, random_tree, run_chain
+
+import optax_vasso as ov
+
+pytestmark = pytest.mark.usefixtures("strict")
+DTYPES = st.sampled_from(["f2", "f4", jnp.bfloat16])
+
+
+def gradients(seed, dtype="f4", steps=5):
+    return [random_tree(seed + t, [dtype, "f4"]) for t in range(steps)]
+
+
+@given(seed=st.integers(0, 1000), dtype=DTYPES)
+def test_theta_one_is_the_identity(seed, dtype):
+    steps = gradients(seed, dtype)
+    outputs, _ = run_chain(ov.vasso_ema(1.0), steps)
+    for output, gradient in zip(outputs, steps, strict=True):
+        chex.assert_trees_all_equal(output, gradient)
+        chex.assert_trees_all_equal_dtypes(output, gradient)
+
+
+@given(seed=st.integers(0, 1000), theta=st.floats(0.01, 1))
+def test_vasso_ema_is_the_recursion_from_the_first_gradient(seed, theta):
+    steps = gradients(seed)
+    outputs, state = run_chain(ov.vasso_ema(theta), steps)
+    d = flat(steps[0])
+    np.testing.assert_array_equal(flat(outputs[0]), d)
+    for output, gradient in zip(outputs[1:], steps[1:], strict=True):
+        d = (1 - theta) * d + theta * flat(gradient)
+        np.testing.assert_allclose(flat(output), d, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(flat(state.ema), flat(outputs[-1]))
+    assert int(state.step) == len(steps)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    sigma=st.floats(0, 2),
+    lmbda=st.floats(0, 0.99),
+)
+def test_friendly_noise_is_the_recursion_of_the_authors_code(seed, sigma, lmbda):
+    steps = gradients(seed)
+    outputs, _ = run_chain(ov.friendly_noise(sigma, lmbda), steps)
+    np.testing.assert_array_equal(flat(outputs[0]), flat(steps[0]))
+    m = flat(steps[0])
+    for output, gradient in zip(outputs[1:], steps[1:], strict=True):
+        g = flat(gradient)
+        np.testing.assert_allclose(flat(output), g - sigma * m, rtol=1e-4, atol=1e-5)
+        m = lmbda * m + (1 - lmbda) * g
+
+
+def test_at_sigma_one_the_papers_direction_is_that_of_the_authors_code():
+    """g − m_t = λ (g − m_{t−1}): the two write the same perturbation."""
+    lmbda, steps = 0.6, gradients(3)
+    ours, _ = run_chain(ov.friendly_noise(1.0, lmbda), steps)
+    m = flat(steps[0])
+    for output, gradient in zip(ours[1:], steps[1:], strict=True):
+        g = flat(gradient)
+        m = lmbda * m + (1 - lmbda) * g
+        np.testing.assert_allclose(lmbda * flat(output), g - m, rtol=1e-3, atol=1e-6)
+
+
+@given(seed=st.integers(0, 1000), dtype=DTYPES)
+def test_sigma_zero_is_sam(seed, dtype):
+    steps = gradients(seed, dtype)
+    outputs, _ = run_chain(ov.friendly_noise(0.0, 0.6), steps)
+    chex.assert_trees_all_equal(outputs, steps)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda accumulator_dtype: ov.vasso_ema(
+            0.5, accumulator_dtype=accumulator_dtype
+        ),
+        lambda accumulator_dtype: ov.friendly_noise(
+            1.0, 0.5, accumulator_dtype=accumulator_dtype
+        ),
+    ],
+    ids=["vasso_ema", "friendly_noise"],
+)
+def test_accumulator_dtype_sets_the_state_and_not_the_output(make):
+    steps = gradients(0, "f2")
+    outputs, state = run_chain(make(jnp.float32), steps)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {jnp.dtype("f4")}
+    chex.assert_trees_all_equal_dtypes(outputs[-1], steps[-1])
+    _, state = run_chain(make(None), steps)
+    chex.assert_trees_all_equal_dtypes(state.ema, steps[0])
+
+
+def test_a_wide_accumulator_keeps_what_bfloat16_loses():
+    """0.1 · 2⁻⁷ is below bfloat16's resolution at 1, not below float32's."""
+    rises = [[jnp.asarray([1 + t / 128], jnp.bfloat16)] for t in range(2)]
+    means = {}
+    for dtype in (None, jnp.float32):
+        _, state = run_chain(ov.vasso_ema(0.1, accumulator_dtype=dtype), rises)
+        means[dtype] = float(state.ema[0][0])
+    assert means[None] == 1.0
+    assert means[jnp.float32] == pytest.approx(1.00078125, rel=1e-6)
+
+
+def test_float16_gradients_average_without_overflow():
+    steps = [[jnp.full(4, 6e4, jnp.float16)] for _ in range(3)]
+    outputs, _ = run_chain(ov.vasso_ema(0.3), steps)
+    np.testing.assert_allclose(flat(outputs[-1]), 6e4, rtol=1e-3)
+
+
+def test_theta_may_be_a_schedule_of_the_step():
+    steps = gradients(0)
+
+    def schedule(step):
+        return jnp.where(step < 2, 1.0, 0.5)
+
+    outputs, _ = run_chain(ov.vasso_ema(schedule), steps)
+    chex.assert_trees_all_equal(outputs[1], steps[1])
+    expected = 0.5 * flat(steps[1]) + 0.5 * flat(steps[2])
+    np.testing.assert_allclose(flat(outputs[2]), expected, rtol=1e-5)
+
+
+def test_theta_may_be_traced():
+    steps = gradients(0)
+
+    @jax.jit
+    def last(theta):
+        return run_chain(ov.vasso_ema(theta), steps)[0][-1]
+
+    for theta in (0.2, 0.9):
+        expected = run_chain(ov.vasso_ema(theta), steps)[0][-1]
+        np.testing.assert_allclose(flat(last(theta)), flat(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [ov.vasso_ema(0.5), ov.friendly_noise(1.0, 0.5)],
+    ids=["vasso_ema", "friendly_noise"],
+)
+def test_a_missing_update_passes_and_leaves_the_average_alone(transform):
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    state = transform.init(params)
+    _, state = transform.update(params, state)
+    output, new_state = transform.update({"a": jnp.zeros(2), "b": None}, state)
+    assert output["b"] is None
+    chex.assert_trees_all_equal(new_state.ema["b"], state.ema["b"])
+    assert float(new_state.ema["a"][0]) == 0.5
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.5, 1.0])
+def test_the_unbuffered_average_is_the_buffered_one(theta, x64):
+    """Inside lagged, ε_{t−1} carries the direction of d_{t−1}, a scalar its length."""
+    steps = [random_tree(t, ["f8"]) for t in range(8)]
+    params = random_tree(100, ["f8"])
+    final = []
+    for ema in (ov.vasso_ema(theta), ov.unbuffered_vasso_ema(theta)):
+        optimizer = ov.lagged(optax.sgd(0.1), optax.chain(ema, ov.sam_perturb(0.3)))
+        state, point = optimizer.init(params), params
+        for gradient in steps:
+            updates, state = optimizer.update(gradient, state, point)
+            point = optax.apply_updates(point, updates)
+        final.append(flat(point))
+    np.testing.assert_allclose(*final, rtol=1e-13, atol=1e-13)
+
+
+def test_the_unbuffered_average_starts_again_where_there_was_no_perturbation():
+    """With ρ = 0 nothing remembers the direction; the next gradient does."""
+    warmup = optax.join_schedules(
+        [optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [2]
+    )
+    optimizer = ov.lagged(
+        optax.sgd(0.0),
+        optax.chain(ov.unbuffered_vasso_ema(0.2), ov.sam_perturb(warmup)),
+    )
+    params = [jnp.zeros(2)]
+    state = optimizer.init(params)
+    steps = [[jnp.asarray([1.0, 0.0])], [jnp.asarray([1.0, 0.0])]]
+    for gradient in [*steps, [jnp.asarray([0.0, 2.0])]]:
+        _, state = optimizer.update(gradient, state, params)
+    np.testing.assert_allclose(state.perturbation[0], [0.0, 0.1], atol=1e-7)
