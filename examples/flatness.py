@@ -342,7 +342,7 @@ def draw_landscapes(methods: list[Trained], noise: float, folder: Path) -> None:
         last = ax is axes[-1]
         rises = plane.losses - plane.losses[len(steps) // 2, len(steps) // 2]
         plot.landscape_2d(
-            plane._replace(losses=np.clip(rises, levels[0], levels[-1])),
+            plane._replace(losses=rises),
             ax=ax,
             levels=levels,
             label="rise of the loss (nats)" if last else "",

@@ -99,10 +99,11 @@ def interpolation(
                 name,
                 (alpha, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(0, 2),
+                xytext=(4 if alpha else -4, 2),
                 textcoords="offset points",
-                ha="center",
+                ha="left" if alpha else "right",
                 va="bottom",
+                fontsize=7,
             )
     ax.plot(line.steps, line.losses, label=label, **_next(ax))
     ax.set_xlabel("α, position on the line from one to the other")
@@ -158,6 +159,8 @@ def landscape_2d(
       The Axes.
     """
     ax = _axes(ax)
+    from matplotlib.colors import BoundaryNorm
+
     losses = np.asarray(plane.losses)
     low, high = np.nanmin(losses), np.nanmax(losses)
     if isinstance(levels, Sequence):
@@ -166,21 +169,19 @@ def landscape_2d(
         heights = np.geomspace(low, high, levels)
     else:
         heights = np.linspace(low, high, levels)
-    contours = ax.contourf(
-        plane.x_steps, plane.y_steps, losses, levels=heights, cmap="cividis"
-    )
-    ax.contour(
-        plane.x_steps,
-        plane.y_steps,
-        losses,
-        levels=heights,
-        colors="white",
-        linewidths=0.3,
-    )
+    # Colours by the number of the contour, whatever the distance to the next.
+    shown = {
+        "levels": heights,
+        "norm": BoundaryNorm(heights, 256, extend="both"),
+        "extend": "both",
+    }
+    xs, ys = plane.x_steps, plane.y_steps
+    contours = ax.contourf(xs, ys, losses, cmap="cividis", **shown)
+    ax.contour(xs, ys, losses, levels=heights, colors="white", linewidths=0.3)
     ax.plot(0, 0, "+", color="white", markersize=8)
-    bar = ax.figure.colorbar(
-        contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)), label=label
-    )
+    bar = ax.figure.colorbar(contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)))
+    bar.set_label(label, fontsize=ax.yaxis.label.get_size())
+    bar.ax.tick_params(labelsize=ax.yaxis.get_ticklabels()[0].get_size())
     bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
     ax.set_aspect("equal")
     ax.set_xlabel("first direction (1 = its length)")

@@ -250,7 +250,8 @@ traces = [
 ]
 np.testing.assert_allclose(*traces, rtol=1e-5)
 
-# The Krylov basis, the largest array, is spread over the devices.
+# The Krylov basis, the largest array by far, is spread over the devices: a quarter
+# each, of which XLA keeps two.
 from optax_vasso.sharpness.hessian import _mesh, _ritz_pairs
 big = {"w": jnp.ones((8, 4096)), "b": jnp.arange(3.0)}
 big_shards = jax.tree.map(
@@ -258,9 +259,9 @@ big_shards = jax.tree.map(
 )
 def temporary(params):
     matvec = sharpness.hessian(loss_fn, params, batch)
-    args = matvec, params, jax.random.key(0), 40, 1, True, _mesh(params)
+    args = matvec, params, jax.random.key(0), 160, 1, True, _mesh(params)
     return _ritz_pairs.lower(*args).compile().memory_analysis().temp_size_in_bytes
-assert temporary(big_shards) < 0.5 * temporary(big)
+assert temporary(big_shards) < 0.6 * temporary(big)
 print("sharded")
 """
 

@@ -55,7 +55,8 @@ def test_filters_of_a_random_direction_are_as_long_as_those_of_the_parameters():
     """A filter of a kernel (height, width, in, out) feeds one output channel."""
     keys = jax.random.split(jax.random.key(0), 2)
     params = {
-        "conv": jax.random.normal(keys[0], (3, 3, 2, 5)) * jnp.arange(5.0).reshape(1, 1, 1, 5),
+        "conv": jax.random.normal(keys[0], (3, 3, 2, 5))
+        * jnp.arange(5.0).reshape(1, 1, 1, 5),
         "dense": jax.random.normal(keys[1], (6, 4)),
         "bias": jnp.ones(4),
         "temperature": jnp.ones(()),
