@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from optax_vasso import numerics
@@ -564,6 +564,12 @@ def _mesh(params: PyTree) -> Any:
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            if AxisType.Explicit in sharding.mesh.axis_types:
+                raise ValueError(
+                    "The parameters are sharded over a mesh of Explicit axes, on which"
+                    " JAX cannot flatten them. Put them on a mesh of Auto axes:"
+                    " jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))."
+                )
             return sharding.mesh
     return None
 

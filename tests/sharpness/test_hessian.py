@@ -262,7 +262,14 @@ def temporary(params):
     args = matvec, params, jax.random.key(0), 160, 1, True, _mesh(params)
     return _ritz_pairs.lower(*args).compile().memory_analysis().temp_size_in_bytes
 assert temporary(big_shards) < 0.6 * temporary(big)
-print("sharded")
+
+explicit = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Explicit,))
+vector = jax.device_put(jnp.ones(8), NamedSharding(explicit, P("x")))
+try:
+    sharpness.largest_eigenpairs(lambda v: v, vector)
+except ValueError as error:
+    assert "mesh of Auto axes" in str(error)
+    print("sharded")
 """
 
 
