@@ -18,7 +18,7 @@ import numpy as np
 from transformer import small
 
 from optax_vasso import sharpness
-from optax_vasso.sharpness.hessian import _ritz_pairs
+from optax_vasso.sharpness.spectrum import _ritz_pairs
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 from command_line import Parser, environment, positive_integer, progress_bar, write_json

@@ -28,17 +28,11 @@ from optax_vasso.sharpness.ball import (
 from optax_vasso.sharpness.batches import Estimate, split_batches
 from optax_vasso.sharpness.directions import filter_normalized
 
-# Curvature: matrix-vector products, and what is measured of them.
+# Curvature: matrix-vector products.
 from optax_vasso.sharpness.hessian import (
-    Eigenpairs,
-    SpectralDensity,
     gauss_newton,
     hessian,
     hessian_by_differences,
-    largest_eigenpairs,
-    smallest_eigenpairs,
-    spectral_density,
-    trace,
 )
 
 # The loss along lines and planes.
@@ -48,6 +42,16 @@ from optax_vasso.sharpness.landscape import (
     along,
     between,
     on_plane,
+)
+
+# Curvature: what is measured of the products.
+from optax_vasso.sharpness.spectrum import (
+    Eigenpairs,
+    SpectralDensity,
+    largest_eigenpairs,
+    smallest_eigenpairs,
+    spectral_density,
+    trace,
 )
 
 __all__ = [

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
 from optax_vasso import sharpness
-from optax_vasso.sharpness.hessian import _ritz_pairs
+from optax_vasso.sharpness.spectrum import _ritz_pairs
 
 
 def flatten(tree):
@@ -252,7 +252,7 @@ np.testing.assert_allclose(*traces, rtol=1e-5)
 
 # The Krylov basis, the largest array by far, is spread over the devices: a quarter
 # each, of which XLA keeps two.
-from optax_vasso.sharpness.hessian import _mesh, _ritz_pairs
+from optax_vasso.sharpness.spectrum import _mesh, _ritz_pairs
 big = {"w": jnp.ones((8, 4096)), "b": jnp.arange(3.0)}
 big_shards = jax.tree.map(
     lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), big, specs
