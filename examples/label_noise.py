@@ -406,7 +406,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument(
         "--sweep-seeds",
         type=number(int, 0, float("inf"), "an integer >= 0"),
-        default=3,
+        default=2,
         help="seeds for each radius of the sweep; 0 leaves the sweep out",
     )
     parser.add_argument(
