@@ -161,10 +161,12 @@ def sharpness_aware(
                 grads, _ = _gradient(grad_fn, params, total)
                 part, _ = perturbation(grads)
                 total = optax.tree.add(total, part)
+            length, cosine = numerics.length_and_cosine(total, updates)
+            # Measured first, so that the perturbed parameters can take the place of
+            # the clean gradient.
+            total = numerics.after(total, length)
             grads, value = _gradient(grad_fn, params, total)
-            return grads, _as_metrics(
-                True, value, numerics.norm(total), numerics.cosine(total, updates)
-            )
+            return grads, _as_metrics(True, value, length, cosine)
 
         ascended, gate_state = gate.update(state.gate_state)
         if ascended is True:
