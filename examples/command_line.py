@@ -111,4 +111,5 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("Interrupted: no results were written.")
+        print("Interrupted: no results were written.", file=sys.stderr)
+        sys.exit(130)

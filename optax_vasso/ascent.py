@@ -201,27 +201,45 @@ def per_layer(
       ascent: a chain that depends on updates, state and params alone.
 
     Returns:
-      A :class:`optax.GradientTransformation` whose state is a tree of the parameters'
-      structure with one state of ``ascent`` in place of each leaf.
+      A :class:`optax.GradientTransformation` whose state is that of ``ascent`` with a
+      tree like the parameters in place of each leaf, one entry a layer.
 
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, section 4.3.
     """
 
+    # Optax finds buffers in a state where init puts params, so the state is one of the
+    # chain with trees in it and not a tree with a state of the chain at each leaf.
+    def state_structure(leaf: Any) -> Any:
+        return jax.tree.structure(jax.eval_shape(ascent.init, leaf))
+
     def init_fn(params: PyTree) -> PyTree:
         check_params(params)
-        return jax.tree.map(ascent.init, params)
+        layers: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
+        if not leaves:
+            return ascent.init(params)
+        states = layers.unflatten([ascent.init(leaf) for leaf in leaves])
+        return jax.tree.transpose(layers, state_structure(leaves[0]), states)
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree = None
     ) -> tuple[PyTree, PyTree]:
         require_params(params, "per_layer")
-        pairs = jax.tree.map(ascent.update, updates, state, params)
-        return (
-            jax.tree.map(lambda _, pair: pair[0], updates, pairs),
-            jax.tree.map(lambda _, pair: pair[1], updates, pairs),
-        )
+        layers: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
+        inner = state_structure(leaves[0])
+        states = layers.flatten_up_to(jax.tree.transpose(inner, layers, state))
+        pairs = [
+            (None, old) if update is None else ascent.update(update, old, leaf)
+            for update, old, leaf in zip(
+                layers.flatten_up_to(updates), states, leaves, strict=True
+            )
+        ]
+        perturbation = layers.unflatten([part for part, _ in pairs])
+        new_states = layers.unflatten([new_state for _, new_state in pairs])
+        return perturbation, jax.tree.transpose(layers, inner, new_states)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -261,11 +279,13 @@ def track_stability(
             updates, state.ascent_state, params, **extra_args
         )
         length = numerics.norm(perturbation)
-        move = numerics.norm(optax.tree.sub(perturbation, state.previous))
+        move = numerics.norm(
+            numerics.map_updates(jnp.subtract, perturbation, state.previous)
+        )
         stability = move / jnp.where(length == 0, 1, length)
         return perturbation, StabilityState(
             stability.astype(state.stability.dtype),
-            numerics.cast_like(perturbation, state.previous),
+            numerics.fill_none(perturbation, state.previous),
             ascent_state,
         )
 

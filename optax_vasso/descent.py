@@ -151,7 +151,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         **extra_args: Any,
     ) -> tuple[PyTree, LookSamState]:
         del params, extra_args
-        _require_clean_grads("looksam_descent", clean_grads)
+        _require_clean_grads("looksam_descent", updates, clean_grads)
         check_structure(updates, state.orthogonal, "looksam_descent")
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
@@ -159,7 +159,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         reused = _add_scaled(
             clean_grads, weight * length, numerics.normalize(state.orthogonal)
         )
-        fresh = numerics.cast_like(
+        fresh = numerics.fill_none(
             numerics.orthogonal_to(updates, clean_grads), state.orthogonal
         )
         direction = optax.tree.where(ascended, updates, reused)
@@ -190,7 +190,7 @@ def _descent(
         **extra_args: Any,
     ) -> tuple[PyTree, DescentState]:
         del params, extra_args
-        _require_clean_grads(name, clean_grads)
+        _require_clean_grads(name, updates, clean_grads)
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(hyperparameter, state.step), dtype)
         new_updates = optax.tree.where(
@@ -204,7 +204,7 @@ def _descent(
 def _add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
     """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
     dtype = numerics.accumulation_dtype(tree, other)
-    return jax.tree.map(
+    return numerics.map_updates(
         lambda x, y: (
             numerics.widen(x, dtype) + weight.astype(dtype) * numerics.widen(y, dtype)
         ).astype(x.dtype),
@@ -213,10 +213,17 @@ def _add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
     )
 
 
-def _require_clean_grads(name: str, clean_grads: PyTree) -> None:
+def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> None:
     if clean_grads is None:
         raise ValueError(
             f"{name} needs the extra argument clean_grads: put it inside "
             f"sharpness_aware, as in sharpness_aware(optax.chain({name}(...), "
             "optimizer), ascent)."
+        )
+    structure: Any = jax.tree.structure(updates)
+    if jax.tree.structure(clean_grads) != structure:
+        raise ValueError(
+            f"{name} got clean_grads of another tree structure than the perturbed "
+            "gradient: inside optax.partition or optax.masked, pass those "
+            "mask_compatible_extra_args=True."
         )

@@ -99,7 +99,7 @@ def lagged(
             perturbation=state.perturbation,
             **extra_args,
         )
-        perturbation = _fill_none(perturbation, state.perturbation)
+        perturbation = numerics.fill_none(perturbation, state.perturbation)
         step, optimizer_state = optimizer.update(
             updates, state.optimizer_state, point, **extra_args
         )
@@ -139,13 +139,3 @@ def lagged_eval_params(state: optax.OptState, params: PyTree) -> PyTree:
 
 def _is_lagged_state(node: Any) -> bool:
     return isinstance(node, LaggedState)
-
-
-def _fill_none(perturbation: PyTree, previous: PyTree) -> PyTree:
-    """Keep the old perturbation where there was no update, and the old dtypes."""
-    return jax.tree.map(
-        lambda new, old: old if new is None else new.astype(old.dtype),
-        perturbation,
-        previous,
-        is_leaf=lambda leaf: leaf is None,
-    )

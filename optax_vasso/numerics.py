@@ -53,6 +53,16 @@ def cast_like(tree: PyTree, target: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
 
 
+def fill_none(tree: PyTree, target: PyTree) -> PyTree:
+    """:func:`cast_like`, and the leaf of ``target`` where that of ``tree`` is None."""
+    return jax.tree.map(
+        lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
+        tree,
+        target,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 def max_abs(tree: PyTree) -> jax.Array:
     """The largest magnitude in the tree, a scalar; 0 for a tree without leaves."""
     dtype = accumulation_dtype(tree)
@@ -86,15 +96,15 @@ def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
     """
     if p == math.inf:
         return max_abs(tree)
-    total, factor = _power_sum(tree, p)
+    total, factor = _scaled_power_sum(tree, p)
     return total ** (1 / p) / factor
 
 
 def normalize(tree: PyTree) -> PyTree:
     """The tree divided by its 2-norm, in the accumulation dtype; zero stays zero."""
-    total, factor = _power_sum(tree, 2)
-    # Two factors, since their product may be subnormal, which XLA flushes to zero.
+    total, factor = _scaled_power_sum(tree, 2)
     inverse = 1 / _nonzero(jnp.sqrt(total))
+    # One after the other: their product may be out of range.
     return jax.tree.map(lambda leaf: leaf * factor * inverse, widen_tree(tree))
 
 
@@ -104,7 +114,7 @@ def dual_direction(tree: PyTree, p: float) -> PyTree:
     u = sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1; zero stays zero.
     """
     q = 1.0 if p == math.inf else p / (p - 1)
-    total, factor = _power_sum(tree, q)
+    total, factor = _scaled_power_sum(tree, q)
     inverse = 1 / _nonzero(total ** (1 / p))
     return jax.tree.map(
         lambda d: jnp.sign(d) * (jnp.abs(d) * factor) ** (q - 1) * inverse,
@@ -116,58 +126,17 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
     """The real inner product of two trees, a scalar; no guard for overflow."""
     dtype = accumulation_dtype(a, b)
     products = jax.tree.map(
-        lambda x, y: _leaf_dot(widen(x, dtype), widen(y, dtype)), a, b
+        # Not jnp.vdot: it flattens, which would gather a sharded leaf.
+        lambda x, y: jnp.sum(jnp.real(jnp.conj(widen(x, dtype)) * widen(y, dtype))),
+        a,
+        b,
     )
     return functools.reduce(jnp.add, jax.tree.leaves(products), jnp.zeros((), dtype))
 
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
-    a, _ = scale_to_one(a)
-    b, _ = scale_to_one(b)
-    lengths = jnp.sqrt(dot(a, a)) * jnp.sqrt(dot(b, b))
-    return dot(a, b) / _nonzero(lengths)
-
-
-def length_and_cosine(
-    perturbation: PyTree, grads: PyTree
-) -> tuple[jax.Array, jax.Array]:
-    """‖ε‖₂, and the cosine of the angle between ε and a gradient of any magnitude.
-
-    A metric of every step, so it saves what :func:`norm` and :func:`cosine` spend on
-    ε: no guard for an ε shorter than 1e-18 or longer than 1e18 (in float32), which no
-    parameters take in. On a CPU the leaves are gone through one after another, since
-    XLA's scheduler for CPUs would otherwise make scaled copies of all of them at once.
-    """
-
-    def measure(in_order: bool) -> tuple[jax.Array, jax.Array]:
-        dtype = accumulation_dtype(perturbation, grads)
-        g_square, g_factor = _power_sum(grads, 2)
-        square = product = jnp.zeros((), dtype)
-        pairs = zip(jax.tree.leaves(perturbation), jax.tree.leaves(grads), strict=True)
-        for e, g in pairs:
-            e, g = widen(e, dtype), widen(g, dtype)
-            if in_order:
-                e = after(e, product)
-            square += _leaf_dot(e, e)
-            product += _leaf_dot(e, g * g_factor.astype(dtype))
-        length = jnp.sqrt(square)
-        lengths = length * jnp.sqrt(g_square.astype(dtype))
-        return length, product / _nonzero(lengths)
-
-    return jax.lax.platform_dependent(
-        cpu=lambda: measure(in_order=True), default=lambda: measure(in_order=False)
-    )
-
-
-def after(tree: PyTree, scalar: jax.Array) -> PyTree:
-    """The tree itself, computed after the scalar; NaN if the scalar is.
-
-    A dependency in the data. :func:`jax.lax.optimization_barrier` says the same, but
-    XLA removes it on a CPU before it decides on the order of the operations.
-    """
-    one = jnp.where(jnp.isnan(scalar), jnp.nan, 1.0)
-    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
+    return dot(normalize(a), normalize(b))
 
 
 def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
@@ -196,36 +165,26 @@ def _factor_to_one(magnitude: jax.Array) -> jax.Array:
     """
     _, exponent = jnp.frexp(magnitude)
     limit = jnp.finfo(magnitude.dtype).maxexp - 2
-    return jnp.ldexp(jnp.ones((), magnitude.dtype), -jnp.clip(exponent, -limit, limit))
+    one = jnp.ones((), magnitude.dtype)
+    return jnp.ldexp(one, -jnp.clip(exponent, -limit, limit))
 
 
-def _rescale(leaf_factor: jax.Array, factor: jax.Array) -> jax.Array:
-    """The factor of the tree over that of a leaf: at most 1, but for a zero leaf."""
-    return jnp.minimum(factor / leaf_factor, 1)
+def _scaled_power_sum(tree: PyTree, q: float) -> tuple[jax.Array, jax.Array]:
+    """The sum of abs(factor · leaf)**q over all entries, and that factor.
 
-
-def _power_sum(tree: PyTree, q: float) -> tuple[jax.Array, jax.Array]:
-    """The sum of abs(factor · leaf)**q over all entries, and the factor.
-
-    Each leaf is summed with a factor of its own, so that its sum does not wait for the
-    largest magnitude of the tree: during a backward pass it needs no second copy of
-    the gradient.
+    Each leaf is summed with a factor of its own: its sum need not wait for the largest
+    magnitude of the tree, and a backward pass no second copy of the gradient.
     """
     dtype = accumulation_dtype(tree)
-    leaves = [widen(leaf, dtype) for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(widen_tree(tree))
     largest = [max_abs(leaf) for leaf in leaves]
-    factor = _factor_to_one(
-        functools.reduce(jnp.maximum, largest, jnp.zeros((), dtype))
-    )
-    total = jnp.zeros((), dtype)
+    zero = jnp.zeros((), dtype)
+    factor = _factor_to_one(functools.reduce(jnp.maximum, largest, zero))
+    total = zero
     for leaf, magnitude in zip(leaves, largest, strict=True):
-        leaf_factor = _factor_to_one(magnitude)
-        scaled = leaf * leaf_factor
-        part = _leaf_dot(scaled, scaled) if q == 2 else jnp.sum(jnp.abs(scaled) ** q)
-        total += part * _rescale(leaf_factor, factor) ** q
+        own = _factor_to_one(magnitude)
+        scaled = leaf * own
+        part = dot(scaled, scaled) if q == 2 else jnp.sum(jnp.abs(scaled) ** q)
+        # A zero leaf has the factor one, which may be the smaller of the two.
+        total += part * jnp.minimum(factor / own, 1) ** q
     return total, factor
-
-
-def _leaf_dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    # Not jnp.vdot: it flattens, which would gather a sharded leaf.
-    return jnp.sum(jnp.real(jnp.conj(x) * y))

@@ -158,14 +158,12 @@ def sharpness_aware(
         def ascend() -> tuple[PyTree, AscentMetrics]:
             total = first
             for _ in range(ascent_steps - 1):
-                grads, _ = _gradient(grad_fn, params, total)
+                grads, _ = _gradient(grad_fn, params, total, updates)
                 part, _ = perturbation(grads)
                 total = optax.tree.add(total, part)
-            length, cosine = numerics.length_and_cosine(total, updates)
-            # Measured first, so that the perturbed parameters can take the place of
-            # the clean gradient.
-            total = numerics.after(total, length)
-            grads, value = _gradient(grad_fn, params, total)
+            length, cosine = _measure(total, updates)
+            total = _after(length, cosine, total)
+            grads, value = _gradient(grad_fn, params, total, updates)
             return grads, _as_metrics(True, value, length, cosine)
 
         ascended, gate_state = gate.update(state.gate_state)
@@ -191,12 +189,20 @@ def sharpness_aware(
 
 
 def _gradient(
-    grad_fn: GradFn, params: PyTree, perturbation: PyTree
+    grad_fn: GradFn, params: PyTree, perturbation: PyTree, clean_grads: PyTree
 ) -> tuple[PyTree, jax.Array]:
     """Gradient and value at the perturbed parameters; value 0 if there is none."""
-    result = grad_fn(optax.apply_updates(params, perturbation))
+    result = grad_fn(
+        jax.tree.map(
+            # No update is no perturbation: the parameter is left out of training.
+            lambda e, x: x if e is None else optax.apply_updates(x, e),
+            perturbation,
+            params,
+            is_leaf=lambda e: e is None,
+        )
+    )
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
-    structure: Any = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(clean_grads)
     if jax.tree.structure(result) == structure:
         return result, jnp.zeros(())
     if (
@@ -207,10 +213,34 @@ def _gradient(
     ):
         return result[1], result[0]
     raise ValueError(
-        "grad_fn must return gradients with the tree structure of params, or "
-        f"(value, gradients); params have {structure}, it returned "
+        "grad_fn must return gradients with the tree structure of those passed to "
+        f"update, or (value, gradients); they have {structure}, it returned "
         f"{jax.tree.structure(result)}."
     )
+
+
+def _measure(perturbation: PyTree, grads: PyTree) -> tuple[jax.Array, jax.Array]:
+    """‖ε‖, and the cosine between ε and g.
+
+    In plain sums: ε has the size of a radius, so only a gradient out of all proportion
+    could overflow here, and no more than this metric.
+    """
+    length = jnp.sqrt(numerics.dot(perturbation, perturbation))
+    product = numerics.dot(perturbation, grads)
+    lengths = length.astype(product.dtype) * numerics.norm(grads).astype(product.dtype)
+    cosine = product / jnp.where(lengths == 0, 1, lengths)
+    return length, jnp.clip(cosine, -1, 1)
+
+
+def _after(length: jax.Array, cosine: jax.Array, perturbation: PyTree) -> PyTree:
+    """The perturbation itself, once it has been measured.
+
+    The condition is never true, but XLA does not know, so it measures first and the
+    perturbed parameters may take the place of the clean gradient: peak memory falls by
+    a copy of the parameters. (XLA drops an optimization barrier on a CPU.)
+    """
+    one = jnp.where((length < 0) | (cosine > 1), jnp.nan, 1.0)
+    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), perturbation)
 
 
 def _metrics_dtype() -> jnp.dtype:
