@@ -64,18 +64,17 @@ def parse() -> argparse.Namespace:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Start this file once for each process; start all again if one dies."""
-    keep = [a for a in sys.argv[1:]]
+    given = sys.argv[1:]
     for attempt in range(arguments.restarts + 1):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = ["--coordinator", f"127.0.0.1:{port}"]
         common += ["--process-count", str(arguments.local_processes)]
-        workers = [
-            subprocess.Popen([sys.executable, __file__, *strip(keep, attempt), *common]
-                             + ["--process-id", str(i)])
-            for i in range(arguments.local_processes)
-        ]
+        workers = []
+        for i in range(arguments.local_processes):
+            own = [*strip(given, attempt), *common, "--process-id", str(i)]
+            workers.append(subprocess.Popen([sys.executable, __file__, *own]))
         try:
             while any(w.poll() is None for w in workers) and not any(
                 w.poll() for w in workers
@@ -138,7 +137,9 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, from the last checkpoint if there is one."""
     devices = jax.device_count()
     if arguments.batch % devices:
-        raise SystemExit(f"--batch {arguments.batch} is not divided by {devices} devices.")
+        raise SystemExit(
+            f"--batch {arguments.batch} is not divided by {devices} devices."
+        )
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     base = optax.sgd(0.1, momentum=0.9)
     params = initial_params()

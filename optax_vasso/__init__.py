@@ -79,12 +79,6 @@ from optax_vasso.nonfinite import (
 from optax_vasso.nonfinite import (
     skip_nonfinite as skip_nonfinite,
 )
-from optax_vasso.precision import (
-    in_float32 as in_float32,
-)
-from optax_vasso.precision import (
-    track_arrival as track_arrival,
-)
 
 # Meshes of devices.
 from optax_vasso.parallel import (
@@ -104,6 +98,12 @@ from optax_vasso.parallel import (
 )
 from optax_vasso.parallel import (
     state_shardings as state_shardings,
+)
+from optax_vasso.precision import (
+    in_float32 as in_float32,
+)
+from optax_vasso.precision import (
+    track_arrival as track_arrival,
 )
 
 # The methods of the papers.

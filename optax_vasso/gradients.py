@@ -88,9 +88,11 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
 
             sums, aux = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
             loss, model_state, grads = jax.tree.map(
-                lambda total, s: (total / count).astype(s.dtype)
-                if jnp.issubdtype(s.dtype, jnp.inexact)
-                else total // count,
+                lambda total, s: (
+                    (total / count).astype(s.dtype)
+                    if jnp.issubdtype(s.dtype, jnp.inexact)
+                    else total // count
+                ),
                 sums,
                 shapes,
             )
@@ -278,9 +280,11 @@ def check_axis(axis_name: str) -> None:
 def mean_of_floats(tree: PyTree, axis_name: str) -> PyTree:
     """Average the float leaves over a mapped axis; the others agree already."""
     return jax.tree.map(
-        lambda leaf: jax.lax.pmean(leaf, axis_name)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else leaf,
+        lambda leaf: (
+            jax.lax.pmean(leaf, axis_name)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else leaf
+        ),
         tree,
     )
 

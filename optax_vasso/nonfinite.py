@@ -1,4 +1,4 @@
-"""One bad batch must not poison an average for ever: skipping, counting, loss scales."""
+"""Bad batches: skipping them, counting them, and scales against overflow."""
 
 from typing import Any, NamedTuple
 
@@ -69,13 +69,13 @@ def skip_nonfinite(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> SkipState:
-        zero = jnp.zeros((), jnp.int32)
         return SkipState(
             finite=jnp.ones((), bool),
-            consecutive=zero,
-            total=zero,
+            consecutive=jnp.zeros((), jnp.int32),
+            total=jnp.zeros((), jnp.int32),
             limit=jnp.asarray(max_consecutive, jnp.int32),
-            loss_scale=loss_scale,
+            # A copy, since a train step donates its state.
+            loss_scale=jax.tree.map(jnp.array, loss_scale),
             optimizer_state=optimizer.init(params),
         )
 
@@ -90,7 +90,9 @@ def skip_nonfinite(
         finite = all_finite((value, updates, new_updates, optimizer_state))
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         return (
-            jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), new_updates),
+            jax.tree.map(
+                lambda u: jnp.where(finite, u, jnp.zeros_like(u)), new_updates
+            ),
             SkipState(
                 finite=finite,
                 consecutive=(state.consecutive + 1) * skipped,

@@ -31,6 +31,7 @@ from optax_vasso.train_step import (
 from optax_vasso.validation import check_hyperparameter
 
 PyTree = Any
+REPLICATED = P()
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
@@ -93,7 +94,9 @@ def fsdp_specs(params: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
     return jax.tree.map(spec, params)
 
 
-def state_shardings(state: TrainState, mesh: Mesh, specs: PyTree = P()) -> TrainState:
+def state_shardings(
+    state: TrainState, mesh: Mesh, specs: PyTree = REPLICATED
+) -> TrainState:
     """A sharding for every array of a train state.
 
     Whatever is a tree like the parameters, the averages of the ascent chain and the
@@ -144,7 +147,9 @@ def state_shardings(state: TrainState, mesh: Mesh, specs: PyTree = P()) -> Train
     )
 
 
-def shard_state(state: TrainState, mesh: Mesh, specs: PyTree = P()) -> TrainState:
+def shard_state(
+    state: TrainState, mesh: Mesh, specs: PyTree = REPLICATED
+) -> TrainState:
     """Put a train state on a mesh, divided as :func:`state_shardings` says."""
     return jax.device_put(state, state_shardings(state, mesh, specs))
 
@@ -257,7 +262,9 @@ def make_local_train_step(
         opt_state = _mean_metrics(state.opt_state, axis)
         return state._replace(opt_state=opt_state), mean_of_floats(metrics, axis), aux
 
-    def on_device(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree, PyTree]:
+    def on_device(
+        state: TrainState, batch: PyTree
+    ) -> tuple[TrainState, PyTree, PyTree]:
         state = _map_local(lambda leaf: leaf[0], lambda leaf: leaf, state)
         state, metrics, aux = on_one(state, batch)
         state = _map_local(lambda leaf: leaf[None], lambda leaf: leaf, state)

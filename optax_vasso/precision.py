@@ -57,14 +57,16 @@ def track_arrival(
         )
         # Not optax.tree.sub: the two are close, so their difference is exact.
         taken_in = jax.tree.map(
-            lambda x, e: jax.lax.reduce_precision(
-                numerics.widen(x, jnp.dtype(jnp.float32)) + e,
-                jnp.finfo(x.dtype).nexp,
-                jnp.finfo(x.dtype).nmant,
-            )
-            - x
-            if jnp.finfo(x.dtype).bits < 32
-            else (x + e) - x,
+            lambda x, e: (
+                jax.lax.reduce_precision(
+                    numerics.widen(x, jnp.dtype(jnp.float32)) + e,
+                    jnp.finfo(x.dtype).nexp,
+                    jnp.finfo(x.dtype).nmant,
+                )
+                - x
+                if jnp.finfo(x.dtype).bits < 32
+                else (x + e) - x
+            ),
             params,
             perturbation,
         )
@@ -118,8 +120,11 @@ def in_float32(
 def _widen(tree: PyTree) -> PyTree:
     """Floats of less than 32 bits as float32."""
     return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32)
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-        else leaf,
+        lambda leaf: (
+            leaf.astype(jnp.float32)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            and jnp.finfo(leaf.dtype).bits < 32
+            else leaf
+        ),
         tree,
     )

@@ -63,7 +63,9 @@ def init_train_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        # Copied as well: an optimizer may share one zero between several scalars, and
+        # a buffer can be donated only once.
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         model_state=model_state,
         key=key,
     )

@@ -16,7 +16,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, reshard
+from jax.sharding import AxisType, reshard
 from jax.sharding import PartitionSpec as P
 
 import optax_vasso as ov
@@ -95,12 +95,12 @@ def synchronized():
                 lambda batch, devices=devices: ov.shard_batch(batch, devices),
             )
             compare(f"{recipe} {layout}", trajectory, reference)
-            kept = jax.tree.map(
+            same = jax.tree.map(
                 lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings
             )
-            RESULTS[f"{recipe} {layout} shardings lost"] = kept.count(False) if (
-                isinstance(kept, list)
-            ) else sum(not k for k in jax.tree.leaves(kept))
+            RESULTS[f"{recipe} {layout} shardings lost"] = float(
+                sum(not kept for kept in jax.tree.leaves(same))
+            )
     optimizer = RECIPES["vasso"]
     reference, _, _ = train(ov.make_train_step(loss_fn, optimizer), initial(optimizer))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
@@ -183,7 +183,7 @@ def local():
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         state = initial(optimizer, ov.init_local_state, groups=8, mesh=mesh)
         step = ov.make_local_train_step(loss_fn, optimizer, mesh=mesh)
-        trajectory, state, metrics = train(
+        trajectory, state, _ = train(
             step, state, lambda batch, mesh=mesh: ov.shard_batch(batch, mesh)
         )
         compare(f"local mesh {kind.name}", trajectory, reference)
