@@ -130,8 +130,8 @@ def check_finite(state: PyTree) -> None:
             raise FloatingPointError(
                 f"The last {consecutive} batches gave a loss or gradients that are not "
                 f"finite, more than the {limit} allowed in a row "
-                f"({int(found.total)} since the start). The parameters are those before "
-                "them: look at the data, or lower the learning rate or rho."
+                f"({int(found.total)} since the start). The parameters are those "
+                "before them: look at the data, or lower the learning rate or rho."
             )
 
 

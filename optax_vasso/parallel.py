@@ -302,8 +302,8 @@ def make_local_train_step(
 def _check_mesh_axis(mesh: Mesh, axis: str) -> None:
     if axis not in mesh.shape:
         raise ValueError(
-            f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name one "
-            "of these, or make a mesh that has it."
+            f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name "
+            "one of these, or make a mesh that has it."
         )
 
 

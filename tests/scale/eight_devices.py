@@ -3,6 +3,7 @@
 The number of host devices has to be set before JAX starts, so this cannot share the
 process of the tests.
 """
+# ruff: noqa: E402
 
 import json
 import sys
