@@ -45,26 +45,26 @@ METHODS = {
 }
 
 
-def make_step(name: str, problem: transformer.Problem) -> Callable[..., Any]:
+def make_step(
+    optimizer: optax.GradientTransformation, problem: transformer.Problem
+) -> Callable[..., Any]:
     """One whole training step, its clean gradient included."""
-    optimizer = optax.with_extra_args_support(METHODS[name])
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(params: Any, state: Any, batch: jax.Array) -> tuple[Any, Any]:
         def grad_fn(params: Any, *adversarial_step: int) -> Any:
             return jax.grad(problem.loss_fn)(params, batch)
 
-        extra = {"grad_fn": grad_fn} if needs_grad_fn(name, state) else {}
-        for _ in range(2 if name.endswith("transparent") else 1):
+        contrib = isinstance(state, optax.contrib.SAMState)
+        transparent = contrib and state.cache is not None
+        needs_grad_fn = ov.needs_grad_fn(state) or (contrib and not transparent)
+        extra = {"grad_fn": grad_fn} if needs_grad_fn else {}
+        for _ in range(2 if transparent else 1):
             updates, state = optimizer.update(grad_fn(params), state, params, **extra)
             params = optax.apply_updates(params, updates)
         return params, state
 
     return step
-
-
-def needs_grad_fn(name: str, state: Any) -> bool:
-    """Whether the method takes its second gradient by itself."""
-    return ov.needs_grad_fn(state) or name.endswith("opaque")
 
 
 def compile_step(
@@ -104,7 +104,7 @@ def measure(problem: transformer.Problem, rounds: int, steps: int) -> dict[str, 
         params = jax.tree.map(lambda leaf: leaf.copy(), problem.params)
         state = optimizer.init(params)
         compiled, counted = compile_step(
-            make_step(name, problem), params, state, problem.batch, donate=(0, 1)
+            make_step(optimizer, problem), params, state, problem.batch, donate=(0, 1)
         )
         running[name] = [compiled, params, jax.tree.map(lambda x: x.copy(), state)]
         rows[name] = {
@@ -164,6 +164,26 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{name:32}" + "".join(f"{cell:13.4f}" for cell in cells))
 
 
+def environment() -> dict[str, Any]:
+    """Versions and device, for a results file."""
+    return {
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "python": sys.version.split()[0],
+        "device": jax.devices()[0].device_kind,
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a results file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
 def main() -> None:
     """Measure both networks, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,13 +197,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     results = {
-        "environment": {
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "python": sys.version.split()[0],
-            "device": jax.devices()[0].device_kind,
-            "cpu_count": os.cpu_count(),
-        },
+        "environment": environment(),
         "units": "operations, bytes, time: one gradient; state, temporary: parameters",
         "problems": [],
     }
@@ -191,13 +205,7 @@ def main() -> None:
         result = measure(build(), options.rounds, options.steps)
         print_table(result)
         results["problems"].append(result)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=options.results.parent, delete=False
-    ) as file:
-        json.dump(results, file, indent=1)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, options.results)
+    write_json(options.results, results)
     print(f"\nWrote {options.results}")
 
 

@@ -77,7 +77,7 @@ def scale_to_one(tree: PyTree) -> tuple[PyTree, jax.Array]:
     """Multiply a tree by the power of two that brings its largest magnitude near one.
 
     Returns:
-      The scaled tree in the accumulation dtype, its largest magnitude in [1/2, 4] or,
+      The scaled tree in the accumulation dtype, its largest magnitude in [1, 4) or,
       for a zero tree, 0; and the scalar that it was multiplied by.
     """
     factor = _factor_to_one(max_abs(tree))
@@ -163,10 +163,14 @@ def _factor_to_one(magnitude: jax.Array) -> jax.Array:
     never leaves the range: XLA divides by multiplying with the reciprocal, which for
     a divisor near the top of the range is subnormal and flushed to zero.
     """
-    _, exponent = jnp.frexp(magnitude)
-    limit = jnp.finfo(magnitude.dtype).maxexp - 2
-    one = jnp.ones((), magnitude.dtype)
-    return jnp.ldexp(one, -jnp.clip(exponent, -limit, limit))
+    dtype = magnitude.dtype
+    integers = jnp.int64 if dtype == jnp.float64 else jnp.int32
+    # Infinity is the number whose exponent bits are all set, and no others.
+    exponent_bits = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), integers)
+    bits = jax.lax.bitcast_convert_type(magnitude, integers) & exponent_bits
+    power = jax.lax.bitcast_convert_type(bits, dtype)
+    largest = 2.0 ** (jnp.finfo(dtype).maxexp - 2)
+    return 1 / jnp.clip(power, 1 / largest, largest)
 
 
 def _scaled_power_sum(tree: PyTree, q: float) -> tuple[jax.Array, jax.Array]:
@@ -185,6 +189,5 @@ def _scaled_power_sum(tree: PyTree, q: float) -> tuple[jax.Array, jax.Array]:
         own = _factor_to_one(magnitude)
         scaled = leaf * own
         part = dot(scaled, scaled) if q == 2 else jnp.sum(jnp.abs(scaled) ** q)
-        # A zero leaf has the factor one, which may be the smaller of the two.
-        total += part * jnp.minimum(factor / own, 1) ** q
+        total += part * (factor / own) ** q
     return total, factor
