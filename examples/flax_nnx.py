@@ -38,7 +38,7 @@ def loss_fn(network, images, labels):
 @nnx.jit
 def train_step(network, optimizer, images, labels):
     """One step: two gradients, one update of the batch statistics."""
-    graph, params, rest = nnx.split(network, nnx.Param, ...)
+    graph, _, rest = nnx.split(network, nnx.Param, ...)
 
     def grad_fn(perturbed):
         copy = nnx.merge(graph, perturbed, rest)

@@ -1,4 +1,4 @@
-"""Nothing is lost: what is saved comes back to the bit, and what is damaged is not used."""
+"""What is saved comes back to the bit; what is damaged is not used."""
 
 import os
 import shutil
