@@ -23,12 +23,12 @@ RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
 
 
 def setting() -> tuple[jax.Array, jax.Array]:
-    """Weights and gradient in bfloat16."""
+    """Weights and gradient in float32."""
     keys = jax.random.split(jax.random.PRNGKey(0), 3)
     weights = 0.03 * jax.random.normal(keys[0], (SIZE,), jnp.float32)
     signs = jax.random.rademacher(keys[1], (SIZE,), jnp.float32)
     grads = signs * jnp.exp(jax.random.normal(keys[2], (SIZE,), jnp.float32))
-    return weights.astype(jnp.bfloat16), grads.astype(jnp.bfloat16)
+    return weights, grads
 
 
 def arrives(wrap: Any, params: jax.Array, grads: jax.Array, rho: float, seen: Any):
@@ -54,18 +54,18 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     from command_line import environment, write_json
 
-    narrow, grads = setting()
-    wide = narrow.astype(jnp.float32)
+    wide, grads = setting()
+    narrow, narrow_grads = wide.astype(jnp.bfloat16), grads.astype(jnp.bfloat16)
     results = {}
     for rho in (0.05, 0.1, 0.5):
         rows = {
-            "bfloat16": (lambda o: o, narrow, grads, lambda x: x),
-            "bfloat16, in_float32": (ov.in_float32, narrow, grads, lambda x: x),
-            "float32": (lambda o: o, wide, grads.astype(jnp.float32), lambda x: x),
+            "bfloat16": (lambda o: o, narrow, narrow_grads, lambda x: x),
+            "bfloat16, in_float32": (ov.in_float32, narrow, narrow_grads, lambda x: x),
+            "float32": (lambda o: o, wide, grads, lambda x: x),
             "float32, bfloat16 compute": (
                 lambda o: o,
                 wide,
-                grads.astype(jnp.float32),
+                grads,
                 lambda x: x.astype(jnp.bfloat16),
             ),
         }

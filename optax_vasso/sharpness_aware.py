@@ -225,8 +225,24 @@ def _measure(perturbation: PyTree, grads: PyTree) -> tuple[jax.Array, jax.Array]
     In plain sums: ε has the size of a radius, so only a gradient out of all proportion
     could overflow here, and no more than this metric.
     """
-    length = jnp.sqrt(numerics.dot(perturbation, perturbation))
-    product = numerics.dot(perturbation, grads)
+
+    def sums(in_order: bool) -> tuple[jax.Array, jax.Array]:
+        dtype = numerics.accumulation_dtype(perturbation, grads)
+        square = product = jnp.zeros((), dtype)
+        leaves = zip(jax.tree.leaves(perturbation), jax.tree.leaves(grads), strict=True)
+        for e, g in leaves:
+            if in_order:
+                e = _after(square, jnp.zeros(()), e)
+            square += numerics.dot(e, e).astype(dtype)
+            product += numerics.dot(e, g).astype(dtype)
+        return square, product
+
+    # XLA's scheduler for CPUs would make the perturbation of all leaves at once; in
+    # order, each is gone before the next one is there.
+    square, product = jax.lax.platform_dependent(
+        cpu=lambda: sums(in_order=True), default=lambda: sums(in_order=False)
+    )
+    length = jnp.sqrt(square)
     lengths = length.astype(product.dtype) * numerics.norm(grads).astype(product.dtype)
     cosine = product / jnp.where(lengths == 0, 1, lengths)
     return length, jnp.clip(cosine, -1, 1)
