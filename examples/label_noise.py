@@ -123,7 +123,7 @@ METHODS = {
 }
 DEFAULT_METHODS = ("sgd", "sam", "friendly_sam", "vasso")
 SWEEP_METHODS = ("sam", "friendly_sam", "vasso")
-SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
 def train_tuned(
@@ -351,7 +351,9 @@ def draw_radii(ax: plt.Axes, sweep: dict[str, Any]) -> None:
 def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
     """Final accuracy against what a step costs."""
     ordered = sorted(summaries.items(), key=lambda item: item[1]["mean"])
-    heights: dict[float, list[float]] = {}
+    means = [summary["mean"] for _, summary in ordered]
+    line = 0.05 * (max(means) - min(means))
+    heights: dict[float, float] = {}
     for name, summary in ordered:
         cost, mean = summary["gradients_per_step"], summary["mean"]
         ax.errorbar(
@@ -362,19 +364,19 @@ def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
             marker="o",
             capsize=2,
         )
-        placed = heights.setdefault(round(cost, 1), [])
-        height = max([mean, *(h + 2.6 for h in placed)])
-        placed.append(height)
-        right = cost < 1.9
+        # Labels of one cost stand one above the other, a line apart.
+        column = round(cost, 1)
+        heights[column] = max(mean, heights.get(column, -np.inf) + line)
         ax.annotate(
             summary["label"],
             (cost, mean),
-            xytext=(cost + (0.04 if right else -0.04), height),
-            ha="left" if right else "right",
+            xytext=(cost + 0.06, heights[column]),
             va="center",
             fontsize=8,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6"},
         )
-    ax.set_xlim(0.9, 2.1)
+    ax.set_xlim(0.9, 2.5)
+    ax.set_xticks([1, 1.25, 1.5, 1.75, 2])
     ax.set_xlabel("gradients per step")
 
 
