@@ -4,7 +4,6 @@ A perceptron of many weights and few examples; `benchmarks/memory.py` has the
 transformer.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -48,7 +47,6 @@ def sgd():
         (ov.sam, 1.1),
         # The perturbed copy and the average.
         (ov.vasso, 2.1),
-        (ov.friendly_sam, 2.1),
     ],
 )
 def test_peak_memory_above_sgd_in_copies_of_the_parameters(sgd, recipe, copies):
