@@ -76,54 +76,54 @@ METHODS = {
         "#D55E00",
         lambda base, h, seed: ov.vasso(base, h["rho"], h["theta"]),
         {"rho": [0.6, 0.8, 1.0, 1.2], "theta": [0.05, 0.1, 0.2]},
-        {0.5: {"rho": 0.7, "theta": 0.2}, 0.75: {"rho": 0.8, "theta": 0.1}},
+        {0.5: {"rho": 0.8, "theta": 0.2}, 0.75: {"rho": 1.2, "theta": 0.05}},
     ),
     "asam": Method(
         "ASAM",
         "#56B4E9",
         lambda base, h, seed: ov.asam(base, h["rho"]),
         {"rho": [1.5, 2.0, 3.0, 4.0]},
-        {0.5: {"rho": 2.0}, 0.75: {"rho": 2.0}},
+        {0.75: {"rho": 3.0}},
     ),
     "gsam": Method(
         "GSAM",
         "#009E73",
         lambda base, h, seed: ov.gsam(base, h["rho"], h["alpha"]),
         {"rho": [0.25, 0.35], "alpha": [0.1, 0.3]},
-        {0.5: {"rho": 0.5, "alpha": 0.1}, 0.75: {"rho": 0.35, "alpha": 0.1}},
+        {0.75: {"rho": 0.25, "alpha": 0.3}},
     ),
     "evasso_0.5": Method(
         "eVASSO p = 0.5",
         "#CC79A7",
         lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.5, seed),
         {"rho": [1.0, 1.4, 2.0], "theta": [0.1, 0.2]},
-        {0.5: {"rho": 1.0, "theta": 0.1}, 0.75: {"rho": 1.0, "theta": 0.1}},
+        {0.75: {"rho": 1.4, "theta": 0.2}},
     ),
     "evasso_0.3": Method(
         "eVASSO p = 0.3",
         "#CC79A7",
         lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.3, seed),
         {"rho": [1.4, 2.0, 2.8], "theta": [0.1, 0.2]},
-        {0.5: {"rho": 1.0, "theta": 0.1}, 0.75: {"rho": 1.0, "theta": 0.1}},
+        {0.75: {"rho": 2.0, "theta": 0.2}},
     ),
     "looksam": Method(
         "LookSAM k = 5",
         "#999999",
         lambda base, h, seed: ov.looksam(base, h["rho"], h["alpha"], 5),
         {"rho": [0.2, 0.35, 0.6], "alpha": [0.5, 1.0]},
-        {0.5: {"rho": 0.3, "alpha": 0.7}, 0.75: {"rho": 0.3, "alpha": 0.7}},
+        {0.75: {"rho": 0.6, "alpha": 0.5}},
     ),
     "lagged_vasso": Method(
         "lagged VaSSO",
         "#8B0000",
         lambda base, h, seed: ov.lagged_vasso(base, h["rho"], h["theta"]),
         {"rho": [0.4, 0.5, 0.6], "theta": [0.3, 0.5, 0.7]},
-        {0.5: {"rho": 0.5, "theta": 0.1}, 0.75: {"rho": 0.5, "theta": 0.5}},
+        {0.5: {"rho": 0.4, "theta": 0.3}, 0.75: {"rho": 0.5, "theta": 0.7}},
     ),
 }
 DEFAULT_METHODS = ("sgd", "sam", "friendly_sam", "vasso")
 SWEEP_METHODS = ("sam", "friendly_sam", "vasso")
-SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4)
+SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
 
 
 def train_tuned(
@@ -393,7 +393,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument(
         "--sweep-seeds",
         type=number(int, 0, float("inf"), "an integer >= 0"),
-        default=4,
+        default=3,
         help="seeds for each radius of the sweep; 0 leaves the sweep out",
     )
     parser.add_argument(
