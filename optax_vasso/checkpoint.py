@@ -67,12 +67,16 @@ def checkpoints(
     def save(state: PyTree) -> None:
         step = int(state.step)
         try:
+            # After going back the run comes to a step again that could not be read.
+            if step in manager.all_steps():
+                manager.delete(step)
             manager.save(
                 step,
                 args=ocp.args.Composite(
                     arrays=ocp.args.StandardSave(_as_dict(state)),
                     description=ocp.args.JsonSave(_describe(state, config)),
                 ),
+                force=True,  # even if a newer one, that cannot be read, is there
             )
             manager.wait_until_finished()
         except Exception as error:
@@ -112,9 +116,6 @@ def checkpoints(
                     f"{directory} cannot be read ({'; '.join(damaged)}).",
                     stacklevel=2,
                 )
-                # A later save of the same step must not meet what is left of it.
-                for broken in steps[: steps.index(step)]:
-                    manager.delete(broken)
             return state
         if damaged:
             raise OSError(

@@ -103,6 +103,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage):
         assert_same(restore(saved), a_state(step=1))
 
 
+def test_a_run_that_went_back_saves_the_damaged_steps_again(saved):
+    store = checkpoint.checkpoints(saved, CONFIG)
+    store.save(a_state(step=4))
+    for file in data_files(saved / "4"):
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="went back to the checkpoint of step 2"):
+        store.restore(a_state())
+    store.save(a_state(step=3))
+    with pytest.warns(UserWarning, match="went back to the checkpoint of step 3"):
+        assert_same(store.restore(a_state()), a_state(step=3))
+    store.save(a_state(step=4))
+    assert_same(store.restore(a_state()), a_state(step=4))
+    store.close()
+
+
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(saved):
     for step in ("1", "2"):
         shutil.rmtree(saved / step / "arrays")
