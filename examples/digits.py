@@ -68,6 +68,11 @@ def randomize_labels(labels: jax.Array, noise: float, key: jax.Array) -> jax.Arr
     return jnp.where(replaced, random, labels)
 
 
+def training_labels(labels: jax.Array, noise: float, seed: jax.Array) -> jax.Array:
+    """The labels that the run of this seed is trained on."""
+    return randomize_labels(labels, noise, _keys(seed)[1])
+
+
 def init_mlp(key: jax.Array) -> Params:
     """He initialization: kernels of variance 2/fan-in, biases 0."""
     keys = jax.random.split(key, len(LAYERS) - 1)
@@ -128,6 +133,7 @@ def train(
     epochs: int = EPOCHS,
     evaluate_every: int = 2,
     on_epoch: Callable[[], Any] = lambda: None,
+    watch: Callable[[int, Params, optax.OptState], Any] | None = None,
 ) -> Runs:
     """Train one network for each row, all rows in one compiled program.
 
@@ -141,6 +147,8 @@ def train(
       epochs: how many times the training images are seen.
       evaluate_every: epochs between evaluations; the last epoch is always evaluated.
       on_epoch: called after each epoch, for a progress bar.
+      watch: called after each epoch with its number, the parameters to evaluate at and
+        the states of the optimizers, both with a leading axis of runs.
     """
     steps_an_epoch = splits.images.shape[-2] // BATCH
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, epochs * steps_an_epoch)
@@ -149,9 +157,9 @@ def train(
     )
 
     def start(row: dict[str, jax.Array], seed: jax.Array, split: Split) -> Any:
-        keys = jax.random.split(jax.random.PRNGKey(seed), 3)
+        keys = _keys(seed)
         params = init_mlp(keys[0])
-        labels = randomize_labels(split.labels, noise, keys[1])
+        labels = training_labels(split.labels, noise, seed)
         opt_state = make_optimizer(base, row, seed).init(params)
         return params, opt_state, labels, keys[2], jnp.zeros(())
 
@@ -203,6 +211,7 @@ def train(
     start = jax.jit(over_rows(start))
     run_epoch = jax.jit(over_rows(run_epoch), donate_argnums=0)
     evaluate = jax.jit(over_rows(evaluate))
+    final_params_of_rows = jax.jit(over_rows(final_params))
     if splits.images.ndim == 2:
         splits = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), splits
@@ -219,13 +228,20 @@ def train(
             evaluated.append(epoch)
         else:
             jax.block_until_ready(carry)
+        if watch is not None:
+            watch(epoch, final_params_of_rows(carry), carry[1])
         on_epoch()
     return Runs(
         accuracy=np.stack(history, axis=1),
         epochs=np.array(evaluated),
-        params=jax.jit(over_rows(final_params))(carry),
+        params=final_params_of_rows(carry),
         gradients=np.asarray(carry[-1]) / (epochs * steps_an_epoch),
     )
+
+
+def _keys(seed: jax.Array) -> jax.Array:
+    """Keys for initialization, labels and batches."""
+    return jax.random.split(jax.random.PRNGKey(seed), 3)
 
 
 def stack(splits: list[Split]) -> Split:

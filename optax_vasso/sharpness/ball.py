@@ -1,0 +1,446 @@
+"""Sharpness in a ball: how far the loss can rise within a radius of the parameters.
+
+The ball holds the perturbations ε with ‖ε/T‖_p ≤ ρ, for p = 2 or infinity. T is a tree
+of positive scales: ones by default, abs(x) for the adaptive form
+(:func:`adaptive_scale`), abs(x) + 1 for Keskar's. Three directions are not the same:
+
+- *ascent*, the one of the gradient, which SAM descends on: one more gradient;
+- *worst*, the maximum over the ball: ½ρ²λ_max at a minimum;
+- *average*, the mean over directions: ρ² trace/(2n) at a minimum, n the number of
+  parameters.
+
+Each is the rise f(x + ε) − f(x). In float32 a rise below about 1e-7 of the loss is
+rounding: measure small radii in float64.
+
+References:
+  Wen et al., `How Does Sharpness-Aware Minimization Minimize Sharpness?
+  <https://arxiv.org/abs/2211.05729>`_, 2023
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from optax_vasso import numerics
+from optax_vasso.sharpness import batches as data
+from optax_vasso.sharpness.batches import Estimate
+from optax_vasso.sharpness.directions import standard_normal
+
+PyTree = Any
+
+
+class Sharpness(NamedTuple):
+    """How far the loss rises, and where.
+
+    Attributes:
+      rise: f(x + ε) − f(x), a scalar in the units of the loss.
+      loss: f(x), a scalar.
+      perturbation: ε, a tree like the parameters.
+    """
+
+    rise: jax.Array
+    loss: jax.Array
+    perturbation: PyTree
+
+
+class MSharpness(NamedTuple):
+    """Sharpness of every batch by itself.
+
+    Attributes:
+      mean: over the batches, weighted by their examples, a scalar.
+      rises: of each batch, shape ``(num_batches,)``.
+    """
+
+    mean: jax.Array
+    rises: jax.Array
+
+
+def ascent_sharpness(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+    rho: float,
+    *,
+    p: float = 2,
+    scale: PyTree | None = None,
+) -> Sharpness:
+    """The rise of the loss along its gradient, the direction of SAM.
+
+    For p = 2, ε = ρ T²g/‖Tg‖₂; for p = infinity, ε = ρ T sign(g). One gradient and
+    one loss. Where the gradient is zero, so is ε.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
+      params: a tree of float32 or float64 arrays.
+      batches: a list or an iterator of batches, or one batch (a tuple, a dictionary or
+        an array).
+      rho: the radius, positive; in units of the parameters, or of T.
+      p: the norm of the ball, 2 or infinity.
+      scale: T, a tree like ``params`` of non-negative scales; None for ones.
+
+    Returns:
+      :class:`Sharpness`.
+
+    Raises:
+      ValueError: for a radius that is not positive, another p, a loss that is not a
+        scalar, no batches, parameters that are not finite.
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+      Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
+
+      Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2102.11600>`_, 2021
+    """
+    loss, groups, scale = _checked(loss_fn, params, batches, rho, p, scale)
+    return _ascent(loss, params, groups, rho, scale, p)
+
+
+def worst_sharpness(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+    rho: float,
+    *,
+    p: float = 2,
+    scale: PyTree | None = None,
+    num_steps: int = 50,
+    num_restarts: int = 3,
+    key: jax.Array | None = None,
+) -> Sharpness:
+    """The largest rise of the loss in the ball, by projected ascent with restarts.
+
+    From the ascent direction and from ``num_restarts`` random directions: steps of
+    steepest ascent in the norm of the ball, their length falling evenly from 2ρ to 0,
+    each projected onto the ball. The result is the best point that any of them passed,
+    so a lower bound of the maximum that is never below the rise of
+    :func:`ascent_sharpness`, nor below 0. For p = infinity even the maximum of a
+    quadratic is a hard problem, and the bound may be loose.
+
+    The cost is ``(1 + num_restarts) * num_steps`` gradients.
+
+    Args:
+      loss_fn: as for :func:`ascent_sharpness`.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`ascent_sharpness`.
+      rho: the radius, positive.
+      p: the norm of the ball, 2 or infinity.
+      scale: T, a tree like ``params`` of non-negative scales; None for ones.
+      num_steps: of each ascent, at least 1.
+      num_restarts: from random directions, at least 1: at a minimum the gradient
+        alone leads nowhere.
+      key: of the random directions; None for ``jax.random.key(0)``.
+
+    Returns:
+      :class:`Sharpness`.
+
+    Raises:
+      ValueError: as :func:`ascent_sharpness`, and for counts below 1.
+    """
+    loss, groups, scale = _checked(loss_fn, params, batches, rho, p, scale)
+    data.check_at_least("num_steps", num_steps, 1)
+    data.check_at_least("num_restarts", num_restarts, 1)
+    key = jax.random.key(0) if key is None else key
+    keys = jax.random.split(key, num_restarts)
+    return _worst(loss, params, groups, rho, scale, keys, p, num_steps)
+
+
+def average_sharpness(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+    rho: float,
+    *,
+    p: float = 2,
+    scale: PyTree | None = None,
+    num_samples: int = 32,
+    key: jax.Array | None = None,
+) -> Estimate:
+    """The mean rise of the loss over random directions, by Monte Carlo.
+
+    A direction is ε = ρ T z/‖z‖_p with z standard normal: uniform on the sphere for
+    p = 2. A sample is the mean of the rises at ε and at −ε, so that the gradient, which
+    has no part in the mean, has none in its error. Two losses a sample.
+
+    Args:
+      loss_fn: as for :func:`ascent_sharpness`.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`ascent_sharpness`.
+      rho: the radius, positive.
+      p: the norm of the ball, 2 or infinity.
+      scale: T, a tree like ``params`` of non-negative scales; None for ones.
+      num_samples: pairs of directions, at least 2.
+      key: of the directions; None for ``jax.random.key(0)``.
+
+    Returns:
+      :class:`Estimate` of the mean rise and of its standard error.
+
+    Raises:
+      ValueError: as :func:`ascent_sharpness`, and for fewer than two samples.
+    """
+    loss, groups, scale = _checked(loss_fn, params, batches, rho, p, scale)
+    data.check_at_least("num_samples", num_samples, 2)
+    key = jax.random.key(0) if key is None else key
+    keys = jax.random.split(key, num_samples)
+    return _average(loss, params, groups, rho, scale, keys, p)
+
+
+def keskar_sharpness(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+    epsilon: float = 1e-3,
+    *,
+    num_steps: int = 50,
+    num_restarts: int = 3,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Keskar's sharpness in percent: 100 · (max f(x + ε) − f(x)) / (1 + f(x)).
+
+    The maximum is over the box abs(ε) ≤ epsilon·(abs(x) + 1), in the full space, and is
+    sought as :func:`worst_sharpness` seeks it, where Keskar et al. ran ten iterations
+    of L-BFGS-B.
+
+    Args:
+      loss_fn: as for :func:`ascent_sharpness`.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`ascent_sharpness`.
+      epsilon: the size of the box, positive; the paper has 1e-3 and 5e-4.
+      num_steps: as for :func:`worst_sharpness`.
+      num_restarts: as for :func:`worst_sharpness`.
+      key: as for :func:`worst_sharpness`.
+
+    Returns:
+      A scalar, in percent.
+
+    Raises:
+      ValueError: as :func:`worst_sharpness`.
+
+    References:
+      Keskar et al., `On Large-Batch Training for Deep Learning: Generalization Gap and
+      Sharp Minima <https://arxiv.org/abs/1609.04836>`_, 2017
+    """
+    worst = worst_sharpness(
+        loss_fn,
+        params,
+        batches,
+        epsilon,
+        p=math.inf,
+        scale=jax.tree.map(lambda x: jnp.abs(x) + 1, params),
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        key=key,
+    )
+    return 100 * worst.rise / (1 + worst.loss)
+
+
+def m_sharpness(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: data.Batch | Iterable[data.Batch],
+    rho: float,
+    *,
+    p: float = 2,
+    scale: PyTree | None = None,
+) -> MSharpness:
+    """The mean of the ascent-direction sharpness of every batch by itself.
+
+    m is the number of examples in a batch: cut the data with
+    :func:`~optax_vasso.sharpness.split_batches`. With all data in one batch this is
+    :func:`ascent_sharpness`; the smaller m, the larger it is. One gradient and one loss
+    of all data.
+
+    Args:
+      loss_fn: as for :func:`ascent_sharpness`.
+      params: a tree of float32 or float64 arrays.
+      batches: as for :func:`ascent_sharpness`.
+      rho: the radius, positive.
+      p: the norm of the ball, 2 or infinity.
+      scale: T, a tree like ``params`` of non-negative scales; None for ones.
+
+    Returns:
+      :class:`MSharpness`.
+
+    Raises:
+      ValueError: as :func:`ascent_sharpness`.
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+      Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, section 4.1
+    """
+    loss, groups, scale = _checked(loss_fn, params, batches, rho, p, scale)
+    return _of_each_batch(loss, params, groups, rho, scale, p)
+
+
+def adaptive_scale(params: PyTree) -> PyTree:
+    """T = abs(x): a ball that follows the sizes of the parameters.
+
+    Scaling two layers against each other, which leaves the network as it is, then
+    leaves its sharpness as it is.
+
+    References:
+      Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2102.11600>`_, 2021
+    """
+    return jax.tree.map(jnp.abs, params)
+
+
+def _checked(
+    loss_fn: data.LossFn,
+    params: PyTree,
+    batches: Any,
+    rho: float,
+    p: float,
+    scale: PyTree | None,
+) -> tuple[Partial, tuple[data.Batch, ...], PyTree]:
+    data.check_positive("rho", rho)
+    if p not in (2, math.inf):
+        raise ValueError(f"p must be 2 or infinity, got {p}.")
+    groups = data.checked_batches(loss_fn, params, batches)
+    if scale is None:
+        scale = jax.tree.map(jnp.ones_like, params)
+    return Partial(loss_fn), groups, scale
+
+
+def _project(point: PyTree, p: float) -> PyTree:
+    """The nearest point of the unit ball."""
+    if p == math.inf:
+        return jax.tree.map(lambda x: jnp.clip(x, -1, 1), point)
+    length = jnp.maximum(numerics.norm(point), 1)
+    return jax.tree.map(lambda x: x / length.astype(x.dtype), point)
+
+
+def _random_direction(key: jax.Array, params: PyTree, p: float) -> PyTree:
+    normal = standard_normal(key, params)
+    length = numerics.norm(normal, p)
+    return jax.tree.map(lambda x: x / length.astype(x.dtype), normal)
+
+
+def _perturbation(unit: PyTree, scale: PyTree, rho: jax.Array) -> PyTree:
+    """ε = ρ T u of a point u of the unit ball, in the dtypes of T."""
+    return jax.tree.map(
+        lambda u, t: jnp.asarray(rho, t.dtype) * t * u.astype(t.dtype), unit, scale
+    )
+
+
+def _add(params: PyTree, perturbation: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, e: x + e.astype(x.dtype), params, perturbation)
+
+
+def _scaled(gradient: PyTree, scale: PyTree) -> PyTree:
+    """The gradient in the coordinates of the unit ball, up to the factor ρ."""
+    return jax.tree.map(lambda g, t: g * t.astype(g.dtype), gradient, scale)
+
+
+def _ascent_in(
+    loss_fn: Partial,
+    params: PyTree,
+    groups: tuple[data.Batch, ...],
+    rho: jax.Array,
+    scale: PyTree,
+    p: float,
+) -> Sharpness:
+    loss, gradient = data.mean_loss_and_grad(loss_fn, params, groups)
+    unit = numerics.dual_direction(_scaled(gradient, scale), p)
+    perturbation = _perturbation(unit, scale, rho)
+    perturbed = data.mean_loss(loss_fn, _add(params, perturbation), groups)
+    return Sharpness(perturbed - loss, loss, perturbation)
+
+
+_ascent = jax.jit(_ascent_in, static_argnames="p")
+
+
+@functools.partial(jax.jit, static_argnames="p")
+def _of_each_batch(
+    loss_fn: Partial,
+    params: PyTree,
+    groups: tuple[data.Batch, ...],
+    rho: jax.Array,
+    scale: PyTree,
+    p: float,
+) -> MSharpness:
+    def rise(batch: data.Batch) -> jax.Array:
+        alone = (jax.tree.map(lambda leaf: leaf[None], batch),)
+        return _ascent_in(loss_fn, params, alone, rho, scale, p).rise
+
+    rises = data.map_over_batches(rise, groups)
+    return MSharpness(jnp.sum(rises * data.batch_weights(groups, rises.dtype)), rises)
+
+
+@functools.partial(jax.jit, static_argnames=("p", "num_steps"))
+def _worst(
+    loss_fn: Partial,
+    params: PyTree,
+    groups: tuple[data.Batch, ...],
+    rho: jax.Array,
+    scale: PyTree,
+    keys: jax.Array,
+    p: float,
+    num_steps: int,
+) -> Sharpness:
+    def at(unit: PyTree) -> PyTree:
+        return _add(params, _perturbation(unit, scale, rho))
+
+    def better(a: tuple[jax.Array, PyTree], b: tuple[jax.Array, PyTree]) -> Any:
+        # A loss that is not a number is kept, as argmax keeps it below: to hide that
+        # the ball reaches there would be worse.
+        take_b = (b[0] > a[0]) | jnp.isnan(b[0])
+        return jax.tree.map(lambda x, y: jnp.where(take_b, y, x), a, b)
+
+    def step(carry: Any, length: jax.Array) -> tuple[Any, None]:
+        unit, best = carry
+        value, gradient = data.mean_loss_and_grad(loss_fn, at(unit), groups)
+        direction = numerics.dual_direction(_scaled(gradient, scale), p)
+        moved = jax.tree.map(
+            lambda u, d: u + length.astype(u.dtype) * d.astype(u.dtype), unit, direction
+        )
+        return (_project(moved, p), better(best, (value, unit))), None
+
+    def climb(start: PyTree) -> tuple[jax.Array, PyTree]:
+        lengths = 2 * (1 - jnp.arange(num_steps, dtype=loss.dtype) / num_steps)
+        centre = (loss, jax.tree.map(jnp.zeros_like, params))
+        (unit, best), _ = jax.lax.scan(step, (start, centre), lengths)
+        return better(best, (data.mean_loss(loss_fn, at(unit), groups), unit))
+
+    loss, gradient = data.mean_loss_and_grad(loss_fn, params, groups)
+    ascent = numerics.dual_direction(_scaled(gradient, scale), p)
+    random = jax.vmap(lambda key: _random_direction(key, params, p))(keys)
+    starts = jax.tree.map(
+        lambda one, more: jnp.concatenate([one.astype(more.dtype)[None], more]),
+        ascent,
+        random,
+    )
+    tops, units = jax.lax.map(climb, starts)
+    best = jnp.argmax(tops)
+    unit = jax.tree.map(lambda leaf: leaf[best], units)
+    return Sharpness(tops[best] - loss, loss, _perturbation(unit, scale, rho))
+
+
+@functools.partial(jax.jit, static_argnames="p")
+def _average(
+    loss_fn: Partial,
+    params: PyTree,
+    groups: tuple[data.Batch, ...],
+    rho: jax.Array,
+    scale: PyTree,
+    keys: jax.Array,
+    p: float,
+) -> Estimate:
+    loss = data.mean_loss(loss_fn, params, groups)
+
+    def sample(key: jax.Array) -> jax.Array:
+        unit = _random_direction(key, params, p)
+        ahead, behind = (
+            data.mean_loss(
+                loss_fn, _add(params, _perturbation(unit, scale, sign * rho)), groups
+            )
+            for sign in (1, -1)
+        )
+        return ((ahead - loss) + (behind - loss)) / 2
+
+    return data.estimate(jax.lax.map(sample, keys))

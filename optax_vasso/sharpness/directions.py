@@ -1,0 +1,53 @@
+"""Random directions in the space of the parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from optax_vasso import numerics
+
+PyTree = Any
+
+
+def standard_normal(key: jax.Array, params: PyTree) -> PyTree:
+    """A tree like ``params`` of standard normal numbers.
+
+    One draw for all leaves: one for each takes long to compile in a deep network.
+    """
+    flat, unravel = ravel_pytree(params)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
+    """A random direction whose filters are as long as those of the parameters.
+
+    Standard normal, then every filter (what feeds one output: a slice along the last
+    axis, as of Flax kernels) scaled to the norm of the same filter of ``params``, and
+    zero for leaves of fewer than two axes (biases, scales). The loss along it compares
+    between networks whose weights differ in size.
+
+    Args:
+      key: of the normal numbers.
+      params: a tree of float arrays.
+
+    Returns:
+      A tree like ``params``.
+
+    References:
+      Li et al., `Visualizing the Loss Landscape of Neural Nets
+      <https://arxiv.org/abs/1712.09913>`_, 2018
+    """
+
+    def scale(normal: jax.Array, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2:
+            return jnp.zeros_like(leaf)
+
+        def scale_filter(normal: jax.Array, own: jax.Array) -> jax.Array:
+            ratio = numerics.norm(own) / numerics.norm(normal)
+            return normal * ratio.astype(normal.dtype)
+
+        return jax.vmap(scale_filter, in_axes=-1, out_axes=-1)(normal, leaf)
+
+    return jax.tree.map(scale, standard_normal(key, params), params)
