@@ -35,6 +35,29 @@ from optax_vasso.descent import (
     weighted_descent as weighted_descent,
 )
 
+# Loss → gradient: microbatches, parts of a batch, mapped axes.
+from optax_vasso.gradients import (
+    average_over as average_over,
+)
+from optax_vasso.gradients import (
+    local_gradient as local_gradient,
+)
+from optax_vasso.gradients import (
+    microbatched as microbatched,
+)
+from optax_vasso.gradients import (
+    on_batch as on_batch,
+)
+from optax_vasso.gradients import (
+    part_of_batch as part_of_batch,
+)
+from optax_vasso.gradients import (
+    synchronized as synchronized,
+)
+from optax_vasso.gradients import (
+    whole_batch as whole_batch,
+)
+
 # One gradient a step.
 from optax_vasso.lagged import (
     LaggedState as LaggedState,
@@ -44,6 +67,43 @@ from optax_vasso.lagged import (
 )
 from optax_vasso.lagged import (
     lagged_eval_params as lagged_eval_params,
+)
+
+# Bad batches, loss scales, parameters with few bits.
+from optax_vasso.nonfinite import (
+    SkipState as SkipState,
+)
+from optax_vasso.nonfinite import (
+    check_finite as check_finite,
+)
+from optax_vasso.nonfinite import (
+    skip_nonfinite as skip_nonfinite,
+)
+
+# Meshes of devices.
+from optax_vasso.parallel import (
+    fsdp_specs as fsdp_specs,
+)
+from optax_vasso.parallel import (
+    init_local_state as init_local_state,
+)
+from optax_vasso.parallel import (
+    make_local_train_step as make_local_train_step,
+)
+from optax_vasso.parallel import (
+    shard_batch as shard_batch,
+)
+from optax_vasso.parallel import (
+    shard_state as shard_state,
+)
+from optax_vasso.parallel import (
+    state_shardings as state_shardings,
+)
+from optax_vasso.precision import (
+    in_float32 as in_float32,
+)
+from optax_vasso.precision import (
+    track_arrival as track_arrival,
 )
 
 # The methods of the papers.

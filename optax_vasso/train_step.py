@@ -9,12 +9,15 @@ import optax
 
 from optax_vasso import numerics
 from optax_vasso.ascent import StabilityState
+from optax_vasso.gradients import GradientMaker, LossFn, whole_batch
 from optax_vasso.lagged import LaggedState, lagged_eval_params
+from optax_vasso.nonfinite import find_skip_states
+from optax_vasso.precision import ArrivalState
 from optax_vasso.sharpness_aware import SharpnessAwareState
 from optax_vasso.validation import check_params
 
 PyTree = Any
-LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
+Step = Callable[[Any, PyTree], tuple[Any, dict[str, Any]]]
 
 
 class TrainState(NamedTuple):
@@ -60,7 +63,9 @@ def init_train_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        # Copied as well: an optimizer may share one zero between several scalars, and
+        # a buffer can be donated only once.
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         model_state=model_state,
         key=key,
     )
@@ -83,8 +88,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     separate_keys: bool = False,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Any]]]:
-    """Compile one step of training for one device.
+    gradient: GradientMaker = whole_batch,
+    ascent_gradient: GradientMaker | None = None,
+    state_shardings: PyTree = None,
+) -> Step:
+    """Compile one step of training.
+
+    The same function serves one device and a mesh of them: :func:`jax.jit` takes the
+    shardings of state and batch from its arguments, and norms are global whatever
+    they are.
 
     The loss is ``loss_fn(params, model_state, batch, key) -> (loss, (model_state,
     aux))`` with a scalar loss. It is evaluated at x_t and, by a sharpness-aware
@@ -100,6 +112,16 @@ def make_train_step(
       separate_keys: let the perturbed evaluation draw its own dropout masks. By
         default both evaluations use the same ones, so that the perturbed gradient is
         the gradient of the same function.
+      gradient: what is differentiated, and on which examples, for instance
+        :func:`optax_vasso.microbatched`.
+      ascent_gradient: the same for the clean gradient of a sharpness-aware optimizer,
+        where it differs, for instance :func:`optax_vasso.part_of_batch`. Loss, model
+        state and ``aux`` are then those of the examples of the ascent, and there is no
+        ``sharpness`` among the metrics. A step whose gate is closed descends on this
+        gradient.
+      state_shardings: a tree of shardings like the state, to which the returned state
+        is held; by default the compiler chooses, which keeps them in all but unusual
+        layouts.
 
     Returns:
       ``train_step(state, batch) -> (state, metrics)``, jitted, with the buffers of
@@ -117,12 +139,38 @@ def make_train_step(
       - ``cosine``: between ε_t and g_t, 0 if it did not ascend;
       - ``stability``: ‖ε_t − ε_{t−1}‖₂/‖ε_t‖₂, with
         :func:`optax_vasso.track_stability` in the ascent chain;
+      - ``arrived``: cosine of what the parameters took in with ε_t, with
+        :func:`optax_vasso.track_arrival` in the ascent chain;
+
+      with :func:`optax_vasso.skip_nonfinite`, ``finite`` and ``skipped`` (in all), and
+      ``loss_scale`` if it has one;
 
       and ``aux``, the tree that the clean evaluation returned.
 
     Raises:
-      ValueError: when it is first called, if the loss is not a scalar.
+      ValueError: when it is first called, if ``ascent_gradient`` is given with an
+        optimizer that does not ascend; if the loss is not a scalar, a TypeError of JAX.
     """
+    step = build_train_step(
+        loss_fn,
+        optimizer,
+        separate_keys=separate_keys,
+        gradient=gradient,
+        ascent_gradient=ascent_gradient,
+    )
+    out_shardings = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def build_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    separate_keys: bool = False,
+    gradient: GradientMaker = whole_batch,
+    ascent_gradient: GradientMaker | None = None,
+) -> Step:
+    """The step of :func:`make_train_step`, not compiled: to map over an axis."""
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
@@ -134,17 +182,34 @@ def make_train_step(
             if separate_keys:
                 key, perturbed_key = jax.random.split(key)
 
-        def evaluate(params: PyTree, key: jax.Array | None) -> tuple[Any, PyTree]:
-            return jax.value_and_grad(loss_fn, has_aux=True)(
-                params, state.model_state, batch, key
+        skip_states = find_skip_states(state.opt_state)
+        ascends = needs_grad_fn(state.opt_state)
+        if ascent_gradient is not None and not ascends:
+            raise ValueError(
+                "ascent_gradient is given, but the optimizer takes no second gradient: "
+                "leave it out, or use a sharpness-aware optimizer."
             )
+        scales = [s.loss_scale for s in skip_states if hasattr(s.loss_scale, "scale")]
+
+        def evaluate(
+            maker: GradientMaker, params: PyTree, key: jax.Array | None
+        ) -> tuple[Any, PyTree]:
+            scaled = _scaled_loss(loss_fn, scales[0]) if scales else loss_fn
+            (loss, rest), grads = maker(scaled)(params, state.model_state, batch, key)
+            if scales:
+                loss, grads = scales[0].unscale((loss, grads))
+            return (loss, rest), grads
 
         def grad_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
-            (value, _), grads = evaluate(params, perturbed_key)
+            (value, _), grads = evaluate(gradient, params, perturbed_key)
             return value, grads
 
-        (loss, (model_state, aux)), grads = evaluate(state.params, key)
-        extra_args = {"grad_fn": grad_fn} if needs_grad_fn(state.opt_state) else {}
+        (loss, (model_state, aux)), grads = evaluate(
+            ascent_gradient or gradient, state.params, key
+        )
+        extra_args: dict[str, Any] = {"grad_fn": grad_fn} if ascends else {}
+        if skip_states:
+            extra_args["value"] = loss
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
@@ -152,14 +217,24 @@ def make_train_step(
             **extra_args,
         )
         metrics = {"loss": loss, "grad_norm": numerics.norm(grads)}
+        for skipped in find_skip_states(opt_state):
+            model_state = optax.tree.where(
+                skipped.finite, model_state, state.model_state
+            )
+            metrics |= {"finite": skipped.finite, "skipped": skipped.total}
+            if hasattr(skipped.loss_scale, "loss_scale"):
+                metrics["loss_scale"] = skipped.loss_scale.loss_scale
         for found in _find(opt_state, SharpnessAwareState):
             metrics |= found.metrics._asdict()
             metrics["perturbed_loss"] = jnp.where(
                 found.metrics.ascended, found.metrics.perturbed_loss, loss
             )
-            metrics["sharpness"] = metrics["perturbed_loss"] - loss
+            if ascent_gradient is None:
+                metrics["sharpness"] = metrics["perturbed_loss"] - loss
         for found in _find(opt_state, StabilityState):
             metrics["stability"] = found.stability
+        for found in _find(opt_state, ArrivalState):
+            metrics["arrived"] = found.arrived
         new_state = TrainState(
             step=optax.safe_increment(state.step),
             params=optax.apply_updates(state.params, updates),
@@ -169,7 +244,18 @@ def make_train_step(
         )
         return new_state, metrics | {"aux": aux}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
+
+
+def _scaled_loss(loss_fn: LossFn, loss_scale: Any) -> LossFn:
+    """The loss in float32 or wider, multiplied by a loss scale."""
+
+    def scaled(*args: Any) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
+        loss, rest = loss_fn(*args)
+        wide = numerics.widen(loss, numerics.accumulation_dtype(loss))
+        return loss_scale.scale(wide), rest
+
+    return scaled
 
 
 def _find(state: optax.OptState, kind: type) -> list[Any]:

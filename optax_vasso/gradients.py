@@ -1,0 +1,312 @@
+"""Loss → gradient function: what a train step differentiates, and on which examples.
+
+A gradient maker takes the loss of a train step and returns ``grad_fn(params,
+model_state, batch, key) -> ((loss, (model_state, aux)), grads)``. They compose by
+their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
+"""
+
+import fractions
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.validation import check_hyperparameter
+
+PyTree = Any
+LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
+GradientFn = Callable[..., tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
+GradientMaker = Callable[[LossFn], GradientFn]
+
+
+def whole_batch(loss_fn: LossFn) -> GradientFn:
+    """The gradient of the loss on the batch as it comes: the default."""
+    return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientMaker:
+    """Go through the batch in parts, one after another, and average their gradients.
+
+    Memory for activations falls with the number of parts; for a loss that is a mean
+    over examples the result is that of the whole batch. The sums are kept in float32
+    or wider. Losses and model states are averaged too, each part starting from the
+    same model state; ``aux`` is stacked, part by part. A part takes every
+    ``count``-th example, so that a batch sharded over devices stays where it is.
+
+    Args:
+      count: number of parts, >= 1; it has to divide the batch.
+      gradient: the gradient of one part.
+
+    Returns:
+      A gradient maker for :func:`optax_vasso.make_train_step`.
+
+    Raises:
+      ValueError: if count is not an integer >= 1; when the step is first called, if
+        count does not divide the batch.
+    """
+    check_hyperparameter(
+        "count", count, "an integer >= 1", lambda v: v >= 1 and v == int(v)
+    )
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        one_part = gradient(loss_fn)
+
+        def grad_fn(
+            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+        ) -> Any:
+            parts = jax.tree.map(
+                lambda leaf: jnp.moveaxis(
+                    leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
+                ),
+                _check_examples(batch, count, "microbatches"),
+            )
+
+            def evaluate(index: jax.Array, part: PyTree) -> tuple[PyTree, PyTree]:
+                part_key = None if key is None else jax.random.fold_in(key, index)
+                (loss, (new_model_state, aux)), grads = one_part(
+                    params, model_state, part, part_key
+                )
+                return (loss, new_model_state, grads), aux
+
+            shapes, _ = jax.eval_shape(
+                evaluate,
+                jnp.zeros((), jnp.int32),
+                jax.tree.map(lambda leaf: leaf[0], parts),
+            )
+            zeros = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes
+            )
+
+            def add(sums: PyTree, item: tuple[jax.Array, PyTree]) -> Any:
+                values, aux = evaluate(*item)
+                return jax.tree.map(
+                    lambda total, v: total + v.astype(total.dtype), sums, values
+                ), aux
+
+            sums, aux = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+            loss, model_state, grads = jax.tree.map(
+                lambda total, s: (
+                    (total / count).astype(s.dtype)
+                    if jnp.issubdtype(s.dtype, jnp.inexact)
+                    else total // count
+                ),
+                sums,
+                shapes,
+            )
+            return (loss, (model_state, aux)), grads
+
+        return grad_fn
+
+    return make
+
+
+def part_of_batch(
+    fraction: float, gradient: GradientMaker = whole_batch
+) -> GradientMaker:
+    """The gradient on a part of the batch: an ascent that costs less than a gradient.
+
+    As ``ascent_gradient`` of :func:`optax_vasso.make_train_step` a step costs
+    1 + fraction gradients. VaSSO averages the ascent gradient over steps and loses
+    little by it. The examples taken are spread evenly, so that each device takes the
+    same share of a sharded batch.
+
+    Args:
+      fraction: share of the examples, in (0, 1].
+      gradient: the gradient on that share.
+
+    Returns:
+      A gradient maker.
+
+    Raises:
+      ValueError: if fraction is outside (0, 1]; when the step is first called, if
+        fraction times the batch is not a whole number of examples.
+    """
+    check_hyperparameter("fraction", fraction, "in (0, 1]", lambda v: 0 < v <= 1)
+    share = fractions.Fraction(fraction).limit_denominator(10**6)
+    taken, of = share.numerator, share.denominator
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        grad_fn = gradient(loss_fn)
+
+        def on_part(
+            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+        ) -> Any:
+            def take(leaf: jax.Array) -> jax.Array:
+                grouped = leaf.reshape(leaf.shape[0] // of, of, *leaf.shape[1:])
+                return grouped[:, :taken].reshape(-1, *leaf.shape[1:])
+
+            batch = _check_examples(batch, of, f"a fraction of {share}")
+            return grad_fn(params, model_state, jax.tree.map(take, batch), key)
+
+        return on_part
+
+    return make
+
+
+def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
+    """The gradient on one of several batches that a step is given together.
+
+    ``gradient=on_batch("descent"), ascent_gradient=on_batch("ascent")`` ascends on
+    other examples than it descends on; the batch is then ``{"descent": ...,
+    "ascent": ...}``.
+
+    Args:
+      name: key or index of the batch.
+      gradient: the gradient on it.
+    """
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        grad_fn = gradient(loss_fn)
+
+        def on_named(
+            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+        ) -> Any:
+            try:
+                chosen = batch[name]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(
+                    f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
+                    f"got {jax.tree.structure(batch)}."
+                ) from error
+            return grad_fn(params, model_state, chosen, key)
+
+        return on_named
+
+    return make
+
+
+def synchronized(
+    axis_name: str, gradient: GradientMaker = whole_batch
+) -> GradientMaker:
+    """Average over a mapped axis: one adversary for the batch of all devices.
+
+    For :func:`jax.pmap` and :func:`jax.shard_map`, where each device sees its own part
+    of the batch. Loss, model state and gradients are averaged; keys differ from device
+    to device. Under :func:`jax.jit` with shardings nothing of the kind is needed.
+
+    Args:
+      axis_name: the mapped axis.
+      gradient: the gradient on one device.
+    """
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        local = local_gradient(axis_name, gradient)(loss_fn)
+
+        def grad_fn(*args: Any) -> Any:
+            value, grads = local(*args)
+            return value, jax.lax.pmean(grads, axis_name)
+
+        return grad_fn
+
+    return make
+
+
+def local_gradient(
+    axis_name: str, gradient: GradientMaker = whole_batch
+) -> GradientMaker:
+    """Each device keeps the gradient of its own part of the batch: m-sharpness.
+
+    Loss and model state are averaged over the mapped axis, gradients are not: the
+    optimizer has :func:`average_over` inside, after the ascent.
+
+    Args:
+      axis_name: the mapped axis.
+      gradient: the gradient on one device.
+    """
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        grad_fn = gradient(loss_fn)
+
+        def on_device(
+            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+        ) -> Any:
+            check_axis(axis_name)
+            if key is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+            (loss, (model_state, aux)), grads = grad_fn(params, model_state, batch, key)
+            loss, model_state = mean_of_floats((loss, model_state), axis_name)
+            return (loss, (model_state, aux)), grads
+
+        return on_device
+
+    return make
+
+
+class AverageOverState(optax.EmptyState):
+    """State of :func:`average_over`: nothing, but its type says that it is there."""
+
+
+def average_over(axis_name: str) -> optax.GradientTransformation:
+    """Average updates over a mapped axis: the one all-reduce of a local ascent.
+
+    First in a base optimizer, behind the ascent::
+
+        vasso(optax.chain(average_over("data"), optax.sgd(0.1)))
+
+    Args:
+      axis_name: the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
+        :func:`optax_vasso.make_local_train_step`.
+    """
+
+    def init_fn(params: PyTree) -> AverageOverState:
+        del params
+        return AverageOverState()
+
+    def update_fn(
+        updates: PyTree, state: AverageOverState, params: PyTree = None
+    ) -> tuple[PyTree, AverageOverState]:
+        del params
+        check_axis(axis_name)
+        return jax.lax.pmean(updates, axis_name), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def check_axis(axis_name: str) -> None:
+    """Raise a ValueError if no enclosing map has this axis."""
+    try:
+        jax.lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name {axis_name!r} is not an axis of an enclosing map: call this "
+            f"inside jax.pmap(..., axis_name={axis_name!r}), jax.shard_map, or "
+            "make_local_train_step."
+        ) from error
+
+
+def mean_of_floats(tree: PyTree, axis_name: str) -> PyTree:
+    """Average the float leaves over a mapped axis; the others agree already."""
+    return jax.tree.map(
+        lambda leaf: (
+            jax.lax.pmean(leaf, axis_name)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else leaf
+        ),
+        tree,
+    )
+
+
+def _sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return dtype
+    return numerics.widen(jnp.zeros((), dtype), _at_least_float32(dtype)).dtype
+
+
+def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    return numerics.accumulation_dtype(jnp.zeros((), dtype))
+
+
+def _check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
+    """The batch as arrays, if its leading axis can be divided into ``parts``."""
+    batch = jax.tree.map(jnp.asarray, batch)
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        size = leaf.shape[0] if leaf.ndim else None
+        if size is None or size % parts:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has {size} examples, which {parts} "
+                f"does not divide, as {what} need: change one of the two."
+            )
+    return batch

@@ -1,0 +1,371 @@
+"""Meshes of devices: shardings of a train state, batches, and local ascent.
+
+Under :func:`jax.jit` the train step of :func:`optax_vasso.make_train_step` runs on any
+mesh as it is; what is here puts state and batch there, and maps the step over devices
+where each is to ascend by itself.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optax_vasso.gradients import (
+    AverageOverState,
+    GradientMaker,
+    LossFn,
+    local_gradient,
+    mean_of_floats,
+    whole_batch,
+)
+from optax_vasso.sharpness_aware import SharpnessAwareState
+from optax_vasso.train_step import (
+    Step,
+    TrainState,
+    build_train_step,
+    init_train_state,
+)
+from optax_vasso.validation import check_hyperparameter
+
+PyTree = Any
+REPLICATED = P()
+
+
+def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
+    """Put a batch on a mesh, divided over one axis.
+
+    With several processes each passes its own examples, and the global batch is all of
+    them together.
+
+    Args:
+      batch: a tree of arrays with the examples in front.
+      mesh: the devices.
+      axis: the axis of the mesh that divides the batch.
+
+    Raises:
+      ValueError: if the mesh has no such axis, or its size does not divide the batch;
+        nothing has been moved then.
+    """
+    _check_mesh_axis(mesh, axis)
+    processes = jax.process_count()
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        size = jnp.shape(leaf)[0] * processes if jnp.ndim(leaf) else None
+        if size is None or size % mesh.shape[axis]:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, which "
+                f"the {mesh.shape[axis]} devices of mesh axis {axis!r} do not divide: "
+                "change the batch or the mesh."
+            )
+    sharding = NamedSharding(mesh, P(axis))
+    if processes == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
+    )
+
+
+def fsdp_specs(params: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
+    """Specs that divide every parameter over an axis: fully sharded data parallelism.
+
+    Each leaf is divided along its largest dimension that the axis divides; a leaf
+    that has none is kept whole on every device.
+
+    Args:
+      params: the parameters, or their shapes.
+      mesh: the devices.
+      axis: the axis of the mesh to divide over.
+
+    Raises:
+      ValueError: if the mesh has no such axis.
+    """
+    _check_mesh_axis(mesh, axis)
+    devices = mesh.shape[axis]
+
+    def spec(leaf: Any) -> P:
+        sizes = [(size, -i) for i, size in enumerate(leaf.shape) if size % devices == 0]
+        if not sizes or max(sizes)[0] == 0:
+            return P()
+        dimension = -max(sizes)[1]
+        return P(*(axis if i == dimension else None for i in range(dimension + 1)))
+
+    return jax.tree.map(spec, params)
+
+
+def state_shardings(
+    state: TrainState, mesh: Mesh, specs: PyTree = REPLICATED
+) -> TrainState:
+    """A sharding for every array of a train state.
+
+    Whatever is a tree like the parameters, the averages of the ascent chain and the
+    moments of the base optimizer, is divided as they are; the rest is replicated.
+
+    Args:
+      state: the train state, or its shapes.
+      mesh: the devices.
+      specs: a tree of :class:`jax.sharding.PartitionSpec` like the parameters, as
+        :func:`fsdp_specs` makes it, or one for all of them.
+
+    Raises:
+      ValueError: if specs has another structure than the parameters, or a spec does
+        not fit its parameter.
+    """
+    structure: Any = jax.tree.structure(state.params)
+    if _is_spec(specs):
+        specs = jax.tree.map(lambda _: specs, state.params)
+    if jax.tree.structure(specs, is_leaf=_is_spec) != structure:
+        raise ValueError(
+            "specs has another tree structure than the parameters: "
+            f"{jax.tree.structure(specs, is_leaf=_is_spec)} against {structure}."
+        )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state.params)]
+    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=_is_spec)
+    for (path, leaf), sharding in zip(
+        jax.tree.leaves_with_path(state.params), jax.tree.leaves(shardings), strict=True
+    ):
+        try:
+            sharding.shard_shape(jnp.shape(leaf))
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"specs{jax.tree_util.keystr(path)}: {sharding.spec} does not fit a "
+                f"parameter of shape {jnp.shape(leaf)} on {mesh.shape}: {error}"
+            ) from error
+
+    def like_params(node: PyTree) -> bool:
+        return (
+            jax.tree.structure(node) == structure
+            and [jnp.shape(leaf) for leaf in jax.tree.leaves(node)] == shapes
+        )
+
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda node: shardings if like_params(node) else whole,
+        state,
+        is_leaf=like_params,
+    )
+
+
+def shard_state(
+    state: TrainState, mesh: Mesh, specs: PyTree = REPLICATED
+) -> TrainState:
+    """Put a train state on a mesh, divided as :func:`state_shardings` says."""
+    return jax.device_put(state, state_shardings(state, mesh, specs))
+
+
+def init_local_state(
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    groups: int,
+    *,
+    mesh: Mesh | None = None,
+    axis: str = "data",
+    model_state: PyTree = (),
+    key: jax.Array | None = None,
+) -> TrainState:
+    """The state before the first step of :func:`make_local_train_step`.
+
+    As :func:`optax_vasso.init_train_state`, but the state of the ascent chain has a
+    leading axis: one average for each group, on the devices of that group.
+
+    Args:
+      params: initial parameters.
+      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.average_over` in
+        its base.
+      groups: how many ascend each by itself; with a mesh, the size of its axis.
+      mesh: the devices, if there are several.
+      axis: the axis of the mesh over which the batch is divided.
+      model_state: as in :func:`optax_vasso.init_train_state`.
+      key: as in :func:`optax_vasso.init_train_state`.
+
+    Raises:
+      ValueError: if the optimizer has no ascent or does not average behind it, or the
+        mesh does not have the axis, or has it in another size.
+    """
+    check_hyperparameter("groups", groups, "an integer >= 1", lambda v: v >= 1)
+    state = init_train_state(params, optimizer, model_state=model_state, key=key)
+    if not _contains(state.opt_state, SharpnessAwareState):
+        raise ValueError(
+            "optimizer has no ascent: local ascent needs a sharpness-aware optimizer."
+        )
+    if not _contains(state.opt_state, AverageOverState):
+        raise ValueError(
+            "optimizer never averages its gradients over the devices: put "
+            f"average_over({axis!r}) first in the base optimizer, as in "
+            f"vasso(optax.chain(average_over({axis!r}), optax.sgd(0.1)))."
+        )
+    if mesh is not None:
+        _check_mesh_axis(mesh, axis)
+        if mesh.shape[axis] != groups:
+            raise ValueError(
+                f"groups is {groups}, but mesh axis {axis!r} has {mesh.shape[axis]} "
+                "devices: the two have to agree."
+            )
+    state = _map_local(
+        lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), lambda x: x, state
+    )
+    if mesh is None:
+        return state
+    specs = _map_local(lambda _: P(axis), lambda _: P(), state)
+    return jax.device_put(state, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))
+
+
+def make_local_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    axis: str = "data",
+    separate_keys: bool = False,
+    gradient: GradientMaker = whole_batch,
+) -> Step:
+    """Compile a step in which each device ascends on its own part of the batch.
+
+    This is m-sharpness: a perturbation for every part, each from the gradient and the
+    averages of that part, and a descent along the mean of the perturbed gradients. It
+    costs one all-reduce of a gradient a step, as plain training does, where the
+    synchronized step costs two. Parameters are replicated over the axis; other axes of
+    the mesh may divide them. Without a mesh, the groups share one device.
+
+    Args:
+      loss_fn: as in :func:`optax_vasso.make_train_step`; it is given one part.
+      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.average_over` of
+        this axis first in its base.
+      mesh: the devices, or ``None`` for groups on one device.
+      axis: the axis over which the batch is divided.
+      separate_keys: as in :func:`optax_vasso.make_train_step`.
+      gradient: the gradient of one part.
+
+    Returns:
+      ``train_step(state, batch) -> (state, metrics)`` as in
+      :func:`optax_vasso.make_train_step`, for a state of :func:`init_local_state`. The
+      metrics are means over the groups, ``grad_norm`` the mean norm of their
+      gradients; ``aux`` has the groups in front.
+
+    Raises:
+      ValueError: if the mesh has no such axis; when the step is called, if the groups
+        do not divide the batch.
+    """
+    if mesh is not None:
+        _check_mesh_axis(mesh, axis)
+    step = build_train_step(
+        loss_fn,
+        optimizer,
+        separate_keys=separate_keys,
+        gradient=local_gradient(axis, gradient),
+    )
+
+    def on_one(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree, PyTree]:
+        state, metrics = step(state, batch)
+        aux = metrics.pop("aux")
+        opt_state = _mean_metrics(state.opt_state, axis)
+        return state._replace(opt_state=opt_state), mean_of_floats(metrics, axis), aux
+
+    def on_device(
+        state: TrainState, batch: PyTree
+    ) -> tuple[TrainState, PyTree, PyTree]:
+        state = _map_local(lambda leaf: leaf[0], lambda leaf: leaf, state)
+        state, metrics, aux = on_one(state, batch)
+        state = _map_local(lambda leaf: leaf[None], lambda leaf: leaf, state)
+        return state, metrics, jax.tree.map(lambda leaf: leaf[None], aux)
+
+    def train_step(
+        state: TrainState, batch: PyTree
+    ) -> tuple[TrainState, dict[str, Any]]:
+        groups = _groups(state)
+        _check_groups(batch, groups)
+        if mesh is None:
+            batch = jax.tree.map(
+                lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), batch
+            )
+            axes = _map_local(lambda _: 0, lambda _: None, state)
+            mapped = jax.vmap(
+                on_one, axis_name=axis, in_axes=(axes, 0), out_axes=(axes, None, 0)
+            )
+        else:
+            specs = _map_local(lambda _: P(axis), lambda _: P(), state)
+            mapped = jax.shard_map(
+                on_device,
+                mesh=mesh,
+                in_specs=(specs, P(axis)),
+                out_specs=(specs, P(), P(axis)),
+                axis_names={axis},
+                check_vma=False,
+            )
+        state, metrics, aux = mapped(state, batch)
+        return state, metrics | {"aux": aux}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _check_mesh_axis(mesh: Mesh, axis: str) -> None:
+    if axis not in mesh.shape:
+        raise ValueError(
+            f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name "
+            "one of these, or make a mesh that has it."
+        )
+
+
+def _check_groups(batch: PyTree, groups: int) -> None:
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
+        if size is None or size % groups:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has {size} examples, which the "
+                f"{groups} groups of a local ascent do not divide: change one of the "
+                "two."
+            )
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, P)
+
+
+def _is_ascending(node: Any) -> bool:
+    return isinstance(node, SharpnessAwareState)
+
+
+def _contains(state: PyTree, kind: type) -> bool:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return any(isinstance(node, kind) for node in nodes)
+
+
+def _map_local(on_local: Any, on_shared: Any, state: PyTree) -> PyTree:
+    """Map one function over the states of ascent chains, another over the rest."""
+
+    def visit(node: Any) -> Any:
+        if not _is_ascending(node):
+            return on_shared(node)
+        shared = jax.tree.map(on_shared, node._replace(ascent_state=()))
+        return shared._replace(ascent_state=jax.tree.map(on_local, node.ascent_state))
+
+    return jax.tree.map(visit, state, is_leaf=_is_ascending)
+
+
+def _groups(state: TrainState) -> int:
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=_is_ascending)
+    leaves = [
+        leaf
+        for node in nodes
+        if _is_ascending(node)
+        for leaf in jax.tree.leaves(node.ascent_state)
+    ]
+    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError(
+            "state is not one of a local ascent: make it with init_local_state."
+        )
+    return leaves[0].shape[0]
+
+
+def _mean_metrics(opt_state: PyTree, axis: str) -> PyTree:
+    """The metrics in the state as means over the groups, the same on every device."""
+    return jax.tree.map(
+        lambda node: (
+            node._replace(metrics=mean_of_floats(node.metrics, axis))
+            if _is_ascending(node)
+            else node
+        ),
+        opt_state,
+        is_leaf=_is_ascending,
+    )

@@ -1,0 +1,92 @@
+"""Eight devices train as one does, and send no more than they must."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+RECIPES = ("vasso", "friendly", "evasso", "lagged", "adam")
+SYNCHRONIZED = (
+    *(f"{recipe} {layout}" for recipe in RECIPES for layout in ("data", "fsdp")),
+    "vasso tensor",
+    "vasso explicit data",
+    "vasso explicit fsdp",
+    "vasso data microbatched",
+    "vasso pmap",
+)
+LOCAL = (
+    "local mesh Auto",
+    "local mesh Explicit",
+    "local groups on one device",
+    "local pmap",
+)
+
+
+@pytest.fixture(scope="module")
+def results():
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "eight_devices.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", SYNCHRONIZED)
+def test_twenty_steps_on_eight_devices_are_those_on_one(results, name):
+    # float64 sums in another order.
+    assert results[name] < 1e-12
+
+
+@pytest.mark.parametrize("name", SYNCHRONIZED[:11])
+def test_shardings_do_not_change_from_step_to_step(results, name):
+    assert results[f"{name} shardings lost"] == 0
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_ascent_is_the_loop_over_shards(results, name):
+    assert results[name] < 1e-12
+
+
+def test_local_ascent_is_another_method_than_synchronized(results):
+    assert results["local differs from synchronized"] > 1e-3
+
+
+def test_local_averages_live_on_their_own_device(results):
+    assert results["local averages per device"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "gradients"),
+    [("sgd", 1), ("synchronized", 2), ("local", 1), ("lagged", 1)],
+)
+def test_bytes_all_reduced_in_gradients(results, name, gradients):
+    # Beside gradients there are scalars: losses and metrics.
+    assert results[f"{name} all-reduce"] == pytest.approx(gradients, abs=1e-3)
+    for kind in ("all-gather", "reduce-scatter", "collective-permute"):
+        assert results[f"{name} {kind}"] == 0
+
+
+@pytest.mark.parametrize(("name", "gradients"), [("synchronized", 2), ("lagged", 1)])
+@pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter", "collective-permute"])
+def test_fsdp_moves_no_parameters_beyond_those_of_plain_gradients(
+    results, name, gradients, kind
+):
+    plain = results[f"fsdp sgd {kind}"]
+    assert results[f"fsdp {name} {kind}"] <= gradients * plain
+    if kind == "all-gather":
+        assert plain > 0
+
+
+@pytest.mark.parametrize(("name", "gradients"), [("synchronized", 2), ("lagged", 1)])
+def test_fsdp_reduces_only_scalars_beyond_plain_gradients(results, name, gradients):
+    plain = results["fsdp sgd all-reduce"]
+    assert results[f"fsdp {name} all-reduce"] <= gradients * plain + 1e-3

@@ -1,0 +1,223 @@
+"""Microbatches are the whole batch; an ascent may see part of it, or another one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_vasso as ov
+
+BASE = optax.sgd(0.1, momentum=0.9)
+
+
+def problem(batch=32, width=16):
+    rng = np.random.default_rng(0)
+    params = {
+        "in": jnp.asarray(rng.normal(size=(8, width)) * 0.3),
+        "out": jnp.asarray(rng.normal(size=(width, 8)) * 0.3),
+    }
+    return params, tuple(jnp.asarray(rng.normal(size=(batch, 8))) for _ in range(2))
+
+
+def loss_fn(params, model_state, batch, key):
+    x, y = batch
+    residual = jnp.tanh(x @ params["in"]) @ params["out"] - y
+    mean = 0.9 * model_state + 0.1 * jnp.mean(x)
+    return jnp.mean(residual**2), (mean, jnp.mean(residual))
+
+
+def train(optimizer, batch, params, steps=5, **kwargs):
+    step = ov.make_train_step(loss_fn, optimizer, **kwargs)
+    state = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+def assert_close(a, b, atol):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 32])
+@pytest.mark.parametrize("recipe", [ov.vasso, ov.lagged_vasso])
+def test_microbatches_are_the_whole_batch(x64, recipe, count):
+    params, batch = problem()
+    whole, whole_metrics = train(recipe(BASE), batch, params)
+    parts, metrics = train(recipe(BASE), batch, params, gradient=ov.microbatched(count))
+    assert_close(parts, whole, 1e-12)
+    assert_close(metrics["loss"], whole_metrics["loss"], 1e-12)
+    assert metrics["aux"].shape == (count,)
+
+
+def test_temporary_memory_falls_with_the_number_of_microbatches():
+    params, batch = problem(batch=4096, width=64)
+    optimizer = ov.vasso(BASE)
+    state = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
+    sizes = []
+    for count in (1, 4, 16):
+        step = ov.make_train_step(loss_fn, optimizer, gradient=ov.microbatched(count))
+        compiled = step.lower(state, batch).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[2] < 0.6 * sizes[1]
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+    # 1 + 256 · 2⁻⁹ in bfloat16 sums of one part at a time would stay at one.
+    def linear(params, model_state, batch, key):
+        return jnp.mean(params["w"] * batch), (model_state, ())
+
+    examples = jnp.full(257, 2.0**-9, jnp.bfloat16).at[0].set(1)
+    params = {"w": jnp.ones((), jnp.bfloat16)}
+    grad_fn = ov.microbatched(257)(linear)
+    _, grads = grad_fn(params, (), examples, None)
+    exact = np.mean(np.asarray(examples, np.float64))
+    np.testing.assert_allclose(np.float64(grads["w"]), exact, rtol=2**-8)
+
+
+def test_each_microbatch_has_its_own_key():
+    def noisy(params, model_state, batch, key):
+        return params["w"] * jnp.mean(batch), (model_state, jax.random.normal(key))
+
+    grad_fn = ov.microbatched(4)(noisy)
+    (_, (_, draws)), _ = grad_fn(
+        {"w": jnp.ones(())}, (), jnp.ones(8), jax.random.PRNGKey(0)
+    )
+    assert len(set(np.asarray(draws).tolist())) == 4
+
+
+def test_ascent_on_part_of_the_batch_is_written_out(x64):
+    params, batch = problem()
+    optimizer = ov.sam(optax.sgd(0.1), rho=0.2)
+    state, metrics = train(
+        optimizer, batch, params, steps=1, ascent_gradient=ov.part_of_batch(0.25)
+    )
+    part = jax.tree.map(lambda leaf: leaf[::4], batch)
+    gradient = jax.grad(lambda p, b: loss_fn(p, 0.0, b, None)[0])
+    g = gradient(params, part)
+    e = optax.tree.scale(0.2 / optax.tree.norm(g), g)
+    descent = gradient(optax.tree.add(params, e), batch)
+    expected = optax.tree.add_scale(params, -0.1, descent)
+    assert_close(state.params, expected, 1e-14)
+    assert "sharpness" not in metrics
+
+
+def test_ascent_on_a_fraction_f_costs_one_plus_f_gradients():
+    params, batch = problem(batch=1024, width=64)
+    optimizer = ov.vasso(optax.sgd(0.1))
+    state = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
+
+    def flops(**kwargs):
+        step = ov.make_train_step(loss_fn, optimizer, **kwargs)
+        return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+    two = flops()
+    for fraction in (0.25, 0.5):
+        cost = flops(ascent_gradient=ov.part_of_batch(fraction)) / two * 2
+        # The parameters are touched as often as before: 1% on this network.
+        assert cost == pytest.approx(1 + fraction, abs=0.02)
+
+
+def test_ascent_on_another_batch_is_written_out(x64):
+    params, batch = problem(batch=64)
+    both = {
+        "ascent": jax.tree.map(lambda x: x[:32], batch),
+        "descent": jax.tree.map(lambda x: x[32:], batch),
+    }
+    state, _ = train(
+        ov.sam(optax.sgd(0.1), rho=0.2),
+        both,
+        params,
+        steps=1,
+        gradient=ov.on_batch("descent"),
+        ascent_gradient=ov.on_batch("ascent"),
+    )
+    gradient = jax.grad(lambda p, b: loss_fn(p, 0.0, b, None)[0])
+    g = gradient(params, both["ascent"])
+    e = optax.tree.scale(0.2 / optax.tree.norm(g), g)
+    descent = gradient(optax.tree.add(params, e), both["descent"])
+    assert_close(state.params, optax.tree.add_scale(params, -0.1, descent), 1e-14)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5])
+def test_microbatches_are_counted_in_whole_numbers(count):
+    with pytest.raises(ValueError, match="count must be an integer >= 1"):
+        ov.microbatched(count)
+
+
+@pytest.mark.parametrize("fraction", [0, 1.5, float("nan")])
+def test_a_fraction_is_in_0_1(fraction):
+    with pytest.raises(ValueError, match="fraction must be"):
+        ov.part_of_batch(fraction)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"gradient": ov.microbatched(5)}, r"32 examples.*5 does not divide"),
+        ({"ascent_gradient": ov.part_of_batch(0.3)}, r"32 examples.*10 does not"),
+        ({"gradient": ov.on_batch("descent")}, "needs a batch that has an entry"),
+        ({"gradient": ov.synchronized("data")}, "'data' is not an axis"),
+        ({"gradient": ov.local_gradient("data")}, "'data' is not an axis"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_before_the_state_changes(kwargs, message):
+    params, batch = problem()
+    optimizer = ov.vasso(BASE)
+    step = ov.make_train_step(loss_fn, optimizer, **kwargs)
+    state = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
+    with pytest.raises(ValueError, match=message):
+        step(state, batch)
+    # Nothing was donated: the state can still be used.
+    assert np.isfinite(np.asarray(state.params["in"])).all()
+
+
+def test_another_ascent_gradient_needs_an_ascent():
+    params, batch = problem()
+    with pytest.raises(ValueError, match="takes no second gradient"):
+        train(BASE, batch, params, ascent_gradient=ov.part_of_batch(0.5))
+
+
+def test_local_ascent_says_what_is_missing():
+    params, _ = problem()
+    mesh = jax.make_mesh((1,), ("model",))
+    local = ov.vasso(optax.chain(ov.average_over("data"), BASE))
+    with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
+        ov.make_local_train_step(loss_fn, local, mesh=mesh)
+    with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
+        ov.init_local_state(params, local, 1, mesh=mesh)
+    with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
+        ov.shard_batch(jnp.ones(4), mesh)
+    with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
+        ov.fsdp_specs(params, mesh)
+    with pytest.raises(ValueError, match="never averages"):
+        ov.init_local_state(params, ov.vasso(BASE), 4)
+    with pytest.raises(ValueError, match="has no ascent"):
+        ov.init_local_state(params, BASE, 4)
+    with pytest.raises(ValueError, match="groups is 2"):
+        ov.init_local_state(params, local, 2, mesh=jax.make_mesh((1,), ("data",)))
+
+
+def test_local_groups_have_to_divide_the_batch():
+    params, batch = problem()
+    optimizer = ov.vasso(optax.chain(ov.average_over("data"), BASE))
+    step = ov.make_local_train_step(loss_fn, optimizer)
+    state = ov.init_local_state(params, optimizer, 5, model_state=jnp.zeros(()))
+    with pytest.raises(ValueError, match="5 groups of a local ascent do not divide"):
+        step(state, batch)
+    plain = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
+    with pytest.raises(ValueError, match="init_local_state"):
+        step(plain, batch)
+
+
+def test_one_group_is_the_synchronized_step(x64):
+    params, batch = problem()
+    optimizer = ov.vasso(optax.chain(ov.average_over("data"), BASE))
+    step = ov.make_local_train_step(loss_fn, optimizer)
+    state = ov.init_local_state(params, optimizer, 1, model_state=jnp.zeros(()))
+    for _ in range(5):
+        state, _ = step(state, batch)
+    expected, _ = train(ov.vasso(BASE), batch, params)
+    assert_close(state.params, expected.params, 1e-14)

@@ -1,0 +1,120 @@
+"""Parameters in bfloat16 lose the perturbation, unless it is formed in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_vasso as ov
+
+SIZE = 11_000_000
+
+
+def setting(size=SIZE):
+    """Weights of scale 0.03 and a log-normal gradient, in bfloat16."""
+    keys = jax.random.split(jax.random.PRNGKey(0), 3)
+    weights = 0.03 * jax.random.normal(keys[0], (size,), jnp.float32)
+    signs = jax.random.rademacher(keys[1], (size,), jnp.float32)
+    grads = signs * jnp.exp(jax.random.normal(keys[2], (size,), jnp.float32))
+    return {"w": weights.astype(jnp.bfloat16)}, {"w": grads.astype(jnp.bfloat16)}
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def perturbation_that_arrives(optimizer, params, grads):
+    """(point the loss sees) − x, in float64."""
+    seen = []
+
+    def grad_fn(point):
+        seen.append(point)
+        return jax.tree.map(jnp.zeros_like, point)
+
+    optimizer.update(grads, optimizer.init(params), params, grad_fn=grad_fn)
+    return np.asarray(seen[0]["w"], np.float64) - np.asarray(params["w"], np.float64)
+
+
+def test_bfloat16_parameters_take_in_the_perturbation_formed_in_float32():
+    params, grads = setting()
+    plain = perturbation_that_arrives(ov.sam(optax.sgd(0.1), 0.05), params, grads)
+    wide = perturbation_that_arrives(
+        ov.in_float32(ov.sam(optax.sgd(0.1), 0.05)), params, grads
+    )
+    assert cosine(plain, grads["w"]) < 0.8
+    assert cosine(wide, grads["w"]) >= 0.99
+
+
+def test_the_metric_says_how_much_arrived():
+    params, grads = setting(100_000)
+    rho = 0.05 * np.sqrt(100_000 / SIZE)
+
+    def step(wrap):
+        optimizer = wrap(
+            ov.sharpness_aware(optax.sgd(0.1), ov.track_arrival(ov.sam_perturb(rho)))
+        )
+
+        def loss_fn(params, model_state, batch, key):
+            return jnp.sum(
+                params["w"].astype(jnp.float32) * batch["w"].astype(jnp.float32)
+            ), ((), ())
+
+        state = ov.init_train_state(params, optimizer)
+        _, metrics = ov.make_train_step(loss_fn, optimizer)(state, grads)
+        return float(metrics["arrived"])
+
+    arrives = perturbation_that_arrives(ov.sam(optax.sgd(0.1), rho), params, grads)
+    # In one matrix-free sum in float32 against float64.
+    assert step(lambda o: o) == pytest.approx(cosine(arrives, grads["w"]), abs=1e-3)
+    assert step(ov.in_float32) >= 0.99
+
+
+def test_updates_keep_the_dtypes_of_the_parameters():
+    params, grads = setting(1000)
+    optimizer = ov.in_float32(ov.vasso(optax.adam(0.1)))
+    state = optimizer.init(params)
+    updates, state = optimizer.update(grads, state, params, grad_fn=lambda p: p)
+    assert updates["w"].dtype == jnp.bfloat16
+    assert optax.tree.get(state, "ema")["w"].dtype == jnp.float32
+
+
+def test_in_float32_is_nothing_for_float32():
+    params = {"w": jnp.asarray([1.0, 2.0])}
+    results = []
+    for wrap in (lambda o: o, ov.in_float32):
+        optimizer = wrap(ov.vasso(optax.sgd(0.1)))
+        updates, _ = optimizer.update(
+            params, optimizer.init(params), params, grad_fn=jnp_cubes
+        )
+        results.append(np.asarray(updates["w"]))
+    np.testing.assert_array_equal(*results)
+
+
+def jnp_cubes(params):
+    return jax.tree.map(lambda x: x**3, params)
+
+
+def test_float32_parameters_train_with_bfloat16_compute():
+    def loss_fn(params, model_state, batch, key):
+        x, y = batch
+        w = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        out = jnp.tanh(x.astype(jnp.bfloat16) @ w["in"]) @ w["out"]
+        return jnp.mean((out.astype(jnp.float32) - y) ** 2), (model_state, ())
+
+    rng = np.random.default_rng(0)
+    params = {
+        "in": jnp.asarray(rng.normal(size=(8, 16)) * 0.3, jnp.float32),
+        "out": jnp.asarray(rng.normal(size=(16, 2)) * 0.3, jnp.float32),
+    }
+    x = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+    optimizer = ov.vasso(optax.sgd(0.2, momentum=0.9))
+    state = ov.init_train_state(params, optimizer)
+    step = ov.make_train_step(loss_fn, optimizer)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, (x, x[:, :2]))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.2 * losses[0]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
