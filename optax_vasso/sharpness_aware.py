@@ -162,7 +162,7 @@ def sharpness_aware(
                 part, _ = perturbation(grads)
                 total = optax.tree.add(total, part)
             length, cosine = _measure(total, updates)
-            total = _after(length, cosine, total)
+            total = _after(length + jnp.abs(cosine), total)
             grads, value = _gradient(grad_fn, params, total, updates)
             return grads, _as_metrics(True, value, length, cosine)
 
@@ -223,24 +223,32 @@ def _measure(perturbation: PyTree, grads: PyTree) -> tuple[jax.Array, jax.Array]
     """‖ε‖, and the cosine between ε and g.
 
     In plain sums: ε has the size of a radius, so only a gradient out of all proportion
-    could overflow here, and no more than this metric.
+    could overflow here, and no more than this metric. Leaf after leaf, or XLA's
+    scheduler for CPUs would make the perturbation of all leaves before it sums any.
     """
-    length = jnp.sqrt(numerics.dot(perturbation, perturbation))
-    product = numerics.dot(perturbation, grads)
-    lengths = length.astype(product.dtype) * numerics.norm(grads).astype(product.dtype)
+    dtype = numerics.accumulation_dtype(perturbation, grads)
+    square = product = jnp.zeros((), dtype)
+    leaves = zip(jax.tree.leaves(perturbation), jax.tree.leaves(grads), strict=True)
+    for e, g in leaves:
+        e = _after(square, e)
+        square += numerics.dot(e, e).astype(dtype)
+        product += numerics.dot(e, g).astype(dtype)
+    length = jnp.sqrt(square)
+    lengths = length * numerics.norm(grads).astype(dtype)
     cosine = product / jnp.where(lengths == 0, 1, lengths)
     return length, jnp.clip(cosine, -1, 1)
 
 
-def _after(length: jax.Array, cosine: jax.Array, perturbation: PyTree) -> PyTree:
-    """The perturbation itself, once it has been measured.
+def _after(not_negative: jax.Array, tree: PyTree) -> PyTree:
+    """The tree itself, computed after the scalar.
 
-    The condition is never true, but XLA does not know, so it measures first and the
-    perturbed parameters may take the place of the clean gradient: peak memory falls by
-    a copy of the parameters. (XLA drops an optimization barrier on a CPU.)
+    The condition is never true, but XLA does not know. Measuring before the second
+    gradient lets the perturbed parameters take the place of the clean gradient: peak
+    memory falls by a copy of the parameters. (XLA drops an optimization barrier on a
+    CPU, so it takes a dependency in the data.)
     """
-    one = jnp.where((length < 0) | (cosine > 1), jnp.nan, 1.0)
-    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), perturbation)
+    one = jnp.where(not_negative < 0, jnp.nan, 1.0)
+    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), tree)
 
 
 def _metrics_dtype() -> jnp.dtype:
