@@ -181,7 +181,8 @@ def landscape_2d(
     ax.plot(0, 0, "+", color="white", markersize=8)
     bar = ax.figure.colorbar(contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)))
     bar.set_label(label, fontsize=ax.yaxis.label.get_size())
-    bar.ax.tick_params(labelsize=ax.yaxis.get_ticklabels()[0].get_size())
+    # Not the size of the first tick label: axes that share theirs may have none.
+    bar.ax.tick_params(labelsize=ax.yaxis.get_tick_params().get("labelsize"))
     bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
     ax.set_aspect("equal")
     ax.set_xlabel("first direction (1 = its length)")

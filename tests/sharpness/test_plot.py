@@ -81,6 +81,15 @@ def test_curves_without_labels_differ_in_colour_and_have_no_legend(name):
     assert ax.get_legend() is None
 
 
+def test_landscapes_side_by_side_may_share_an_axis():
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    for ax in axes:
+        plot.landscape_2d(PLANE, ax=ax)
+        ax.label_outer()
+    figure.canvas.draw()
+    plt.close(figure)
+
+
 def test_the_three_kinds_of_sharpness_have_names():
     ax = PICTURES["sharpness_over_training"]()
     names = [text.get_text() for text in ax.get_legend().get_texts()]
