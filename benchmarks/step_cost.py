@@ -7,11 +7,8 @@ round in one process and given as a ratio to one gradient.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,10 @@ from typing import Any
 import jax
 import optax
 import transformer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from command_line import environment, write_json
 
 import optax_vasso as ov
 
@@ -162,26 +163,6 @@ def print_table(result: dict[str, Any]) -> None:
     for name, row in result["methods"].items():
         cells = (row[key] for key in columns.values())
         print(f"{name:32}" + "".join(f"{cell:13.4f}" for cell in cells))
-
-
-def environment() -> dict[str, Any]:
-    """Versions and device, for a results file."""
-    return {
-        "jax": jax.__version__,
-        "optax": optax.__version__,
-        "python": sys.version.split()[0],
-        "device": jax.devices()[0].device_kind,
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a results file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def main() -> None:
