@@ -16,8 +16,7 @@ if __name__ == "__main__":
 
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
 

@@ -17,8 +17,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, reshard
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P, reshard
 
 import optax_vasso as ov
 
