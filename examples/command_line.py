@@ -111,5 +111,5 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("Interrupted: no results were written.", file=sys.stderr)
+        print("Interrupted: no file is left half-written.", file=sys.stderr)
         sys.exit(130)

@@ -109,7 +109,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_file(tmp_path):
         check=False,
     )
     assert finished.returncode == 130
-    assert "Interrupted: no results were written." in finished.stderr
+    assert "Interrupted: no file is left half-written." in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not list(tmp_path.iterdir())
 
