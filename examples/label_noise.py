@@ -320,7 +320,7 @@ def draw_epochs(ax: plt.Axes, summaries: dict[str, dict]) -> None:
             lw=0,
         )
     ax.set_xlabel("epoch")
-    ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.5))
+    ax.legend(frameon=False, loc="best")
 
 
 def draw_radii(ax: plt.Axes, sweep: dict[str, Any]) -> None:
@@ -387,7 +387,14 @@ def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
             f"{s['label']} ({s['gradients_per_step']:.0f}): {s['mean']:.1f} %"
             for s in far
         )
-        ax.text(0.02, 0.02, f"below: {note}", transform=ax.transAxes, fontsize=8)
+        ax.text(
+            0.02,
+            0.98,
+            f"not shown: {note}",
+            transform=ax.transAxes,
+            va="top",
+            fontsize=8,
+        )
     ax.set_xlim(0.75, 2.55)
     ax.set_xticks([1, 1.25, 1.5, 1.75, 2])
     ax.set_xlabel("gradients per step")

@@ -272,7 +272,7 @@ def adversary_stability(
     ax.plot(steps, stability, label=label, **style)
     if error is not None:
         _band(ax, steps, stability, error, style["color"])
-    ax.set_ylim(0, 1.7)
+    ax.set_ylim(0, 2.2)  # Room for the legend above two unrelated directions.
     ax.set_xlabel(xlabel)
     ax.set_ylabel("‖ε$_t$ − ε$_{t−1}$‖ / ρ")
     return _finish(ax)
