@@ -59,6 +59,14 @@ def positive_integer(text: str) -> int:
     return number(int, 1, float("inf"), "an integer >= 1")(text)
 
 
+def results_folder(text: str) -> Path:
+    """An argparse type: a folder that exists or may be made."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is not a folder")
+    return path
+
+
 def progress_bar() -> Progress:
     """A progress bar with elapsed and remaining time, on standard error."""
     return Progress(

@@ -22,6 +22,7 @@ from command_line import (
     number,
     positive_integer,
     progress_bar,
+    results_folder,
     run,
     write_atomically,
     write_json,
@@ -480,14 +481,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--epochs", type=positive_integer, default=digits.EPOCHS, help="training epochs"
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder to write to"
+        "--results", type=results_folder, default="results", help="folder to write to"
     )
     parser.add_argument(
         "--smoke", action="store_true", help="2 seeds and 2 epochs, to see that it runs"
     )
     options = parser.parse_args(arguments)
-    if options.results.exists() and not options.results.is_dir():
-        parser.error(f"argument --results: {options.results} is not a folder")
     if options.smoke:
         options.seeds, options.epochs = 2, 2
     return options

@@ -21,6 +21,7 @@ from command_line import (
     number,
     positive_integer,
     progress_bar,
+    results_folder,
     run,
     write_atomically,
     write_json,
@@ -430,7 +431,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="try each method's grid on validation splits instead, and print the best",
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder to write to"
+        "--results", type=results_folder, default="results", help="folder to write to"
     )
     parser.add_argument(
         "--smoke", action="store_true", help="2 seeds and 2 epochs, to see that it runs"
@@ -444,8 +445,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
             parser.error(
                 f"argument --methods: {name!r} is none of {', '.join(METHODS)}"
             )
-    if options.results.exists() and not options.results.is_dir():
-        parser.error(f"argument --results: {options.results} is not a folder")
     if options.smoke:
         options.seeds, options.epochs = 2, 2
         options.sweep_seeds = min(options.sweep_seeds, 1)

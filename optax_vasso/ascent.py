@@ -6,7 +6,6 @@ to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 :func:`asam_perturb`, :func:`fisher_perturb`) that gives the direction its length.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ from optax_vasso.validation import (
     Hyperparameter,
     broadcast_mask,
     check_hyperparameter,
+    check_not_negative,
     check_params,
-    check_radius,
     require_params,
     value_at,
 )
@@ -120,9 +119,7 @@ def asam_perturb(
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
       Learning of Deep Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
-    check_hyperparameter(
-        "eta", eta, "a finite number >= 0", lambda v: 0 <= v < math.inf
-    )
+    check_not_negative("eta", eta)
 
     def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
         require_params(params, "asam_perturb")
@@ -169,9 +166,7 @@ def fisher_perturb(
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
       <https://arxiv.org/abs/2206.04920>`_, 2022.
     """
-    check_hyperparameter(
-        "eta", eta, "a finite number >= 0", lambda v: 0 <= v < math.inf
-    )
+    check_not_negative("eta", eta)
 
     def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
         del params
@@ -298,7 +293,7 @@ def _perturb(
     check: Callable[[PyTree], Any] = lambda params: None,
 ) -> optax.GradientTransformation:
     """Times ρ, and everything about a perturbation that is not its direction."""
-    check_radius(rho)
+    check_not_negative("rho", rho)
 
     def init_fn(params: PyTree) -> PerturbState:
         check_params(params)

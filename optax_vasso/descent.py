@@ -7,7 +7,6 @@ the optimizer inside it::
     sharpness_aware(optax.chain(gsam_descent(0.3), optax.sgd(0.1)), sam_perturb(0.1))
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from optax_vasso import numerics
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
+    check_not_negative,
     check_params,
     check_structure,
     value_at,
@@ -72,9 +72,7 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
     """
-    check_hyperparameter(
-        "alpha", alpha, "a finite number >= 0", lambda v: 0 <= v < math.inf
-    )
+    check_not_negative("alpha", alpha)
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
         return _add_scaled(perturbed, -weight, numerics.orthogonal_to(clean, perturbed))
@@ -133,9 +131,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, Algorithm 1.
     """
-    check_hyperparameter(
-        "alpha", alpha, "a finite number >= 0", lambda v: 0 <= v < math.inf
-    )
+    check_not_negative("alpha", alpha)
 
     def init_fn(params: PyTree) -> LookSamState:
         check_params(params)

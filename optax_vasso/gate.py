@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_vasso.validation import Hyperparameter, check_hyperparameter, value_at
+from optax_vasso.validation import (
+    Hyperparameter,
+    check_hyperparameter,
+    check_integer,
+    value_at,
+)
 
 
 class Gate(NamedTuple):
@@ -63,7 +68,7 @@ def every(k: int) -> Gate:
     Raises:
       ValueError: if k is not an integer >= 1.
     """
-    check_hyperparameter("k", k, "an integer >= 1", lambda v: v >= 1 and v == int(v))
+    check_integer("k", k, 1)
     return _counting(lambda step: step % k == 0)
 
 
@@ -76,7 +81,7 @@ def from_step(n: int) -> Gate:
     Raises:
       ValueError: if n is not an integer >= 0.
     """
-    check_hyperparameter("n", n, "an integer >= 0", lambda v: v >= 0 and v == int(v))
+    check_integer("n", n, 0)
     return _counting(lambda step: step >= n)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.validation import check_hyperparameter
+from optax_vasso.validation import check_hyperparameter, check_integer
 
 PyTree = Any
 LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
@@ -47,9 +47,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
       ValueError: if count is not an integer >= 1; when the step is first called, if
         count does not divide the batch.
     """
-    check_hyperparameter(
-        "count", count, "an integer >= 1", lambda v: v >= 1 and v == int(v)
-    )
+    check_integer("count", count, 1)
 
     def make(loss_fn: LossFn) -> GradientFn:
         one_part = gradient(loss_fn)

@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from optax_vasso import numerics
+from optax_vasso.states import find_states
 from optax_vasso.validation import check_params, check_structure, require_params
 
 PyTree = Any
@@ -124,18 +124,10 @@ def lagged_eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     Raises:
       ValueError: if the state holds no :class:`LaggedState`, or more than one.
     """
-    found = [
-        node
-        for node in jax.tree.leaves(state, is_leaf=_is_lagged_state)
-        if _is_lagged_state(node)
-    ]
+    found = find_states(state, LaggedState)
     if len(found) != 1:
         raise ValueError(
             f"state holds {len(found)} states of lagged where one is needed: pass the "
             "optimizer state whose params these are."
         )
     return numerics.cast_like(optax.tree.sub(params, found[0].perturbation), params)
-
-
-def _is_lagged_state(node: Any) -> bool:
-    return isinstance(node, LaggedState)

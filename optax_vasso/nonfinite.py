@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso.validation import check_hyperparameter, require_params
+from optax_vasso.states import find_states
+from optax_vasso.validation import check_integer, require_params
 
 PyTree = Any
 
@@ -60,12 +61,7 @@ def skip_nonfinite(
     Raises:
       ValueError: if max_consecutive is not an integer >= 0.
     """
-    check_hyperparameter(
-        "max_consecutive",
-        max_consecutive,
-        "an integer >= 0",
-        lambda v: v >= 0 and v == int(v),
-    )
+    check_integer("max_consecutive", max_consecutive, 0)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> SkipState:
@@ -124,7 +120,7 @@ def check_finite(state: PyTree) -> None:
     Raises:
       FloatingPointError: if more than ``max_consecutive`` steps in a row were skipped.
     """
-    for found in find_skip_states(state):
+    for found in find_states(state, SkipState):
         consecutive, limit = int(found.consecutive), int(found.limit)
         if consecutive > limit:
             raise FloatingPointError(
@@ -142,12 +138,3 @@ def all_finite(tree: PyTree) -> jax.Array:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             finite &= jnp.all(jnp.isfinite(leaf))
     return finite
-
-
-def find_skip_states(state: PyTree) -> list[SkipState]:
-    """The states of :func:`skip_nonfinite` in a tree, outermost first."""
-
-    def is_skip(node: Any) -> bool:
-        return isinstance(node, SkipState)
-
-    return [node for node in jax.tree.leaves(state, is_leaf=is_skip) if is_skip(node)]

@@ -1,6 +1,5 @@
 """Parameters with few bits: where a perturbation is rounded away, and what helps."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -101,14 +100,9 @@ def in_float32(
         updates: PyTree,
         state: optax.OptState,
         params: PyTree = None,
-        *,
-        grad_fn: Callable[[PyTree], Any] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
         require_params(params, "in_float32")
-        if grad_fn is not None:
-            # The values keep their dtype; the gradients are wide as their point is.
-            extra_args["grad_fn"] = grad_fn
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )

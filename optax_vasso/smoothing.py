@@ -1,6 +1,5 @@
 """Averages of the gradient over steps: what stands first in an ascent chain."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from optax_vasso import numerics
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
+    check_not_negative,
     check_params,
     check_structure,
     check_theta,
@@ -128,9 +128,7 @@ def friendly_noise(
       Li et al., `Friendly Sharpness-Aware Minimization
       <https://arxiv.org/abs/2403.12350>`_, 2024, Algorithm 1.
     """
-    check_hyperparameter(
-        "sigma", sigma, "a finite number >= 0", lambda v: 0 <= v < math.inf
-    )
+    check_not_negative("sigma", sigma)
     check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init_fn(params: PyTree) -> FriendlyNoiseState:

@@ -11,9 +11,10 @@ from optax_vasso import numerics
 from optax_vasso.ascent import StabilityState
 from optax_vasso.gradients import GradientMaker, LossFn, whole_batch
 from optax_vasso.lagged import LaggedState, lagged_eval_params
-from optax_vasso.nonfinite import find_skip_states
+from optax_vasso.nonfinite import SkipState
 from optax_vasso.precision import ArrivalState
 from optax_vasso.sharpness_aware import SharpnessAwareState
+from optax_vasso.states import find_states
 from optax_vasso.validation import check_params
 
 PyTree = Any
@@ -73,14 +74,14 @@ def init_train_state(
 
 def eval_params(opt_state: optax.OptState, params: PyTree) -> PyTree:
     """The parameters to evaluate: less the perturbation, if the optimizer is lagged."""
-    if _find(opt_state, LaggedState):
+    if find_states(opt_state, LaggedState):
         return lagged_eval_params(opt_state, params)
     return params
 
 
 def needs_grad_fn(opt_state: optax.OptState) -> bool:
     """Whether ``update`` wants a ``grad_fn``: is a sharpness-aware optimizer in it?"""
-    return bool(_find(opt_state, SharpnessAwareState))
+    return bool(find_states(opt_state, SharpnessAwareState))
 
 
 def make_train_step(
@@ -182,7 +183,7 @@ def build_train_step(
             if separate_keys:
                 key, perturbed_key = jax.random.split(key)
 
-        skip_states = find_skip_states(state.opt_state)
+        skip_states = find_states(state.opt_state, SkipState)
         ascends = needs_grad_fn(state.opt_state)
         if ascent_gradient is not None and not ascends:
             raise ValueError(
@@ -217,24 +218,24 @@ def build_train_step(
             **extra_args,
         )
         metrics = {"loss": loss, "grad_norm": numerics.norm(grads)}
-        for skipped in find_skip_states(opt_state):
+        for skipped in find_states(opt_state, SkipState):
             model_state = optax.tree.where(
                 skipped.finite, model_state, state.model_state
             )
             metrics |= {"finite": skipped.finite, "skipped": skipped.total}
             if hasattr(skipped.loss_scale, "loss_scale"):
                 metrics["loss_scale"] = skipped.loss_scale.loss_scale
-        for found in _find(opt_state, SharpnessAwareState):
+        for found in find_states(opt_state, SharpnessAwareState):
             metrics |= found.metrics._asdict()
             metrics["perturbed_loss"] = jnp.where(
                 found.metrics.ascended, found.metrics.perturbed_loss, loss
             )
             if ascent_gradient is None:
                 metrics["sharpness"] = metrics["perturbed_loss"] - loss
-        for found in _find(opt_state, StabilityState):
-            metrics["stability"] = found.stability
-        for found in _find(opt_state, ArrivalState):
-            metrics["arrived"] = found.arrived
+        for tracked in find_states(opt_state, StabilityState):
+            metrics["stability"] = tracked.stability
+        for arrival in find_states(opt_state, ArrivalState):
+            metrics["arrived"] = arrival.arrived
         new_state = TrainState(
             step=optax.safe_increment(state.step),
             params=optax.apply_updates(state.params, updates),
@@ -256,12 +257,3 @@ def _scaled_loss(loss_fn: LossFn, loss_scale: Any) -> LossFn:
         return loss_scale.scale(wide), rest
 
     return scaled
-
-
-def _find(state: optax.OptState, kind: type) -> list[Any]:
-    """The states of one kind inside an optimizer's state, outermost first."""
-
-    def is_kind(node: Any) -> bool:
-        return isinstance(node, kind)
-
-    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]

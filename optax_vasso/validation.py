@@ -35,10 +35,17 @@ def value_at(hyperparameter: Hyperparameter, count: jax.Array) -> jax.typing.Arr
     return hyperparameter(count) if callable(hyperparameter) else hyperparameter
 
 
-def check_radius(rho: Hyperparameter) -> None:
-    """A radius is a finite number that is not negative."""
+def check_not_negative(name: str, value: Hyperparameter) -> None:
+    """A radius or a weight is a finite number that is not negative."""
     check_hyperparameter(
-        "rho", rho, "a finite number >= 0", lambda v: 0 <= v < float("inf")
+        name, value, "a finite number >= 0", lambda v: 0 <= v < float("inf")
+    )
+
+
+def check_integer(name: str, value: Hyperparameter, low: int) -> None:
+    """A period or a count is an integer that is not below ``low``."""
+    check_hyperparameter(
+        name, value, f"an integer >= {low}", lambda v: v >= low and v == int(v)
     )
 
 
