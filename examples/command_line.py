@@ -115,9 +115,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program's main; Ctrl-C ends it with one line and exit code 130."""
+    """Run a program's main; Ctrl-C ends it with one line and exit code 130.
+
+    A main that has something to save on Ctrl-C saves it in a ``finally``.
+    """
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("Interrupted: no file is left half-written.", file=sys.stderr)
+        print(
+            "Interrupted: what was finished is saved, no file is half-written.",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -27,10 +27,11 @@ from command_line import (
     write_atomically,
     write_json,
 )
-from label_noise import METHODS, nearest, standard_error
+from label_noise import TUNED
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
+from significance import standard_error
 
 import optax_vasso as ov
 from optax_vasso import plot, sharpness
@@ -494,10 +495,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 
 def tuned(noise: float) -> dict[str, dict[str, float]]:
     """SAM and VaSSO where each is best, and VaSSO at the radius of SAM."""
-    sam, vasso = (
-        METHODS[name].tuned[nearest(METHODS[name].tuned, noise)]
-        for name in ("sam", "vasso")
-    )
+    sam, vasso = (TUNED[name].at(noise) for name in ("sam", "vasso"))
     return {
         "SAM": sam | {"theta": 1.0},
         "VaSSO": vasso,
@@ -509,10 +507,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, measure, print, draw, write."""
     options = parse_arguments(arguments)
     start = time.perf_counter()
-    noise, seeds = options.noise, options.seeds
+    path = options.results / "flatness.json"
     results: dict[str, Any] = {
-        "noise": noise,
-        "seeds": seeds,
+        "noise": options.noise,
+        "seeds": options.seeds,
         "epochs": options.epochs,
         "radius": RADIUS,
         "environment": environment(),
@@ -520,6 +518,27 @@ def main(arguments: list[str] | None = None) -> int:
         "over_training": {},
         "stability": [],
     }
+    try:
+        compared = measure_all(options, results)
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+        raise
+    finally:
+        if results["solutions"]:
+            results["seconds"] = round(time.perf_counter() - start, 1)
+            results["processor_seconds"] = round(time.process_time(), 1)
+            write_json(path, results)
+            print(f"Wrote {path} after {results['seconds']} s.")
+    print_tables(results)
+    draw_landscapes(compared, options.noise, options.results)
+    draw_runs(compared, results, options.results)
+    print(f"Wrote {path.with_suffix('')}_*.png")
+    return 0
+
+
+def measure_all(options: Any, results: dict[str, Any]) -> list[Trained]:
+    """Train all and fill ``results`` solution by solution."""
+    noise, seeds = options.noise, options.seeds
     with progress_bar() as bar:
         tasks = [
             bar.add_task(f"train {label}", total=options.epochs)
@@ -527,7 +546,6 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         measuring = bar.add_task("measure solutions", total=3 * seeds)
         following = bar.add_task("measure snapshots", total=3)
-        drawing = bar.add_task("draw", total=2)
         trained = []
         for task, settings in zip(tasks, ({"SGD": {}}, tuned(noise)), strict=True):
             trained += train(
@@ -566,17 +584,7 @@ def main(arguments: list[str] | None = None) -> int:
                     ],
                 }
             )
-        draw_landscapes(compared, noise, options.results)
-        bar.advance(drawing)
-        draw_runs(compared, results, options.results)
-        bar.advance(drawing)
-    results["seconds"] = round(time.perf_counter() - start, 1)
-    results["processor_seconds"] = round(time.process_time(), 1)
-    print_tables(results)
-    path = options.results / "flatness.json"
-    write_json(path, results)
-    print(f"Wrote {path} and flatness_*.png beside it in {results['seconds']} s.")
-    return 0
+    return compared
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import digits
 import matplotlib
 import numpy as np
+import optax
 from command_line import (
     Parser,
     environment,
@@ -26,98 +27,94 @@ from command_line import (
     write_atomically,
     write_json,
 )
+from methods import METHODS, describe, make_optimizer
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
-
-import optax_vasso as ov
+from significance import paired_difference, standard_error
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-class Method(NamedTuple):
-    """A method to compare.
+class Tuned(NamedTuple):
+    """A method to compare, with what --tune tries and has picked.
 
     Attributes:
       label: its name in tables and figures.
-      color: a colour-blind safe colour (Okabe and Ito).
-      make: (base optimizer, hyperparameters, seed) -> optimizer.
+      method: its name in methods.METHODS.
       grid: the values that --tune tries for each hyperparameter.
-      tuned: for each share of noise, what --tune has picked.
+      best: for each share of noise, what --tune has picked.
     """
 
     label: str
-    color: str
-    make: digits.MakeOptimizer
+    method: str
     grid: dict[str, list[float]]
-    tuned: dict[float, dict[str, float]]
+    best: dict[float, dict[str, float]]
+
+    @property
+    def color(self) -> str:
+        """Its colour in figures."""
+        return METHODS[self.method].color
+
+    def at(self, noise: float) -> dict[str, float]:
+        """The hyperparameters picked at the share of noise closest to this one."""
+        return self.best[min(self.best, key=lambda q: abs(q - noise))]
+
+    def make(
+        self, base: optax.GradientTransformation, row: dict[str, Any], seed: Any
+    ) -> optax.GradientTransformation:
+        """The optimizer of one run."""
+        return make_optimizer(self.method, base, row, seed)
 
 
-METHODS = {
-    "sgd": Method(
-        "SGD", "#000000", lambda base, h, seed: base, {}, {0.5: {}, 0.75: {}}
-    ),
-    "sam": Method(
+TUNED = {
+    "sgd": Tuned("SGD", "base", {}, {0.5: {}}),
+    "sam": Tuned(
         "SAM",
-        "#0072B2",
-        lambda base, h, seed: ov.sam(base, h["rho"]),
+        "sam",
         {"rho": [0.3, 0.35, 0.4, 0.45, 0.5, 0.6]},
         {0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
     ),
-    "friendly_sam": Method(
+    "friendly_sam": Tuned(
         "Friendly SAM",
-        "#E69F00",
-        lambda base, h, seed: ov.friendly_sam(base, h["rho"], 1.0, h["lmbda"]),
+        "friendly_sam",
         {"rho": [0.4, 0.5, 0.6, 0.7, 0.8], "lmbda": [0.6]},
         {0.5: {"rho": 0.7, "lmbda": 0.6}, 0.75: {"rho": 0.5, "lmbda": 0.6}},
     ),
-    "vasso": Method(
+    "vasso": Tuned(
         "VaSSO",
-        "#D55E00",
-        lambda base, h, seed: ov.vasso(base, h["rho"], h["theta"]),
+        "vasso",
         {"rho": [0.6, 0.8, 1.0, 1.2], "theta": [0.05, 0.1, 0.2]},
         {0.5: {"rho": 0.8, "theta": 0.2}, 0.75: {"rho": 1.2, "theta": 0.05}},
     ),
-    "asam": Method(
-        "ASAM",
-        "#56B4E9",
-        lambda base, h, seed: ov.asam(base, h["rho"]),
-        {"rho": [1.5, 2.0, 3.0, 4.0]},
-        {0.75: {"rho": 3.0}},
-    ),
-    "gsam": Method(
+    "asam": Tuned("ASAM", "asam", {"rho": [1.5, 2.0, 3.0, 4.0]}, {0.75: {"rho": 3.0}}),
+    "gsam": Tuned(
         "GSAM",
-        "#009E73",
-        lambda base, h, seed: ov.gsam(base, h["rho"], h["alpha"]),
+        "gsam",
         {"rho": [0.25, 0.35], "alpha": [0.1, 0.3]},
         {0.75: {"rho": 0.25, "alpha": 0.3}},
     ),
-    "evasso_0.5": Method(
+    "evasso_0.5": Tuned(
         "eVASSO p = 0.5",
-        "#CC79A7",
-        lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.5, seed),
-        {"rho": [1.0, 1.4, 2.0], "theta": [0.1, 0.2]},
-        {0.75: {"rho": 1.4, "theta": 0.2}},
+        "evasso",
+        {"rho": [1.0, 1.4, 2.0], "theta": [0.1, 0.2], "probability": [0.5]},
+        {0.75: {"rho": 1.4, "theta": 0.2, "probability": 0.5}},
     ),
-    "evasso_0.3": Method(
+    "evasso_0.3": Tuned(
         "eVASSO p = 0.3",
-        "#CC79A7",
-        lambda base, h, seed: ov.evasso(base, h["rho"], h["theta"], 0.3, seed),
-        {"rho": [1.4, 2.0, 2.8], "theta": [0.1, 0.2]},
-        {0.75: {"rho": 2.0, "theta": 0.2}},
+        "evasso",
+        {"rho": [1.4, 2.0, 2.8], "theta": [0.1, 0.2], "probability": [0.3]},
+        {0.75: {"rho": 2.0, "theta": 0.2, "probability": 0.3}},
     ),
-    "looksam": Method(
+    "looksam": Tuned(
         "LookSAM k = 5",
-        "#999999",
-        lambda base, h, seed: ov.looksam(base, h["rho"], h["alpha"], 5),
+        "looksam",
         {"rho": [0.2, 0.35, 0.6], "alpha": [0.5, 1.0]},
         {0.75: {"rho": 0.6, "alpha": 0.5}},
     ),
-    "lagged_vasso": Method(
+    "lagged_vasso": Tuned(
         "lagged VaSSO",
-        "#8B0000",
-        lambda base, h, seed: ov.lagged_vasso(base, h["rho"], h["theta"]),
+        "lagged_vasso",
         {"rho": [0.4, 0.5, 0.6], "theta": [0.3, 0.5, 0.7]},
         {0.5: {"rho": 0.4, "theta": 0.3}, 0.75: {"rho": 0.5, "theta": 0.7}},
     ),
@@ -128,11 +125,11 @@ SWEEP_RADII = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
 
 
 def train_tuned(
-    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+    method: Tuned, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
 ) -> tuple[digits.Runs, float]:
     """Train one method on the training images; the runs and seconds, all included."""
     start = time.perf_counter()
-    chosen = method.tuned[nearest(method.tuned, noise)]
+    chosen = method.at(noise)
     runs = digits.train(
         method.make,
         {name: np.full(seeds, value) for name, value in chosen.items()},
@@ -146,10 +143,10 @@ def train_tuned(
 
 
 def train_over_radius(
-    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+    method: Tuned, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
 ) -> np.ndarray:
     """Final test accuracy at each radius of the sweep, (radii, seeds)."""
-    chosen = method.tuned[nearest(method.tuned, noise)]
+    chosen = method.at(noise)
     rows = len(SWEEP_RADII) * seeds
     hyperparameters = {name: np.full(rows, value) for name, value in chosen.items()}
     hyperparameters["rho"] = np.repeat(SWEEP_RADII, seeds)
@@ -167,7 +164,7 @@ def train_over_radius(
 
 
 def tune(
-    method: Method, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
+    method: Tuned, noise: float, seeds: int, epochs: int, on_epoch: Callable[[], Any]
 ) -> list[dict[str, float]]:
     """Validation accuracy of every point of a method's grid, best first.
 
@@ -202,25 +199,12 @@ def tune(
     return sorted(rows, key=lambda row: -row["accuracy"])
 
 
-def nearest(tuned: dict[float, Any], noise: float) -> float:
-    """The tuned share of noise closest to the one asked for."""
-    return min(tuned, key=lambda q: abs(q - noise))
-
-
-def standard_error(values: np.ndarray) -> float:
-    """The standard error of a mean; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def summarize(name: str, runs: digits.Runs, seconds: float, noise: float) -> dict:
     """What the results file says of one method."""
     final = runs.accuracy[:, -1]
-    tuned = METHODS[name].tuned
     return {
-        "label": METHODS[name].label,
-        "hyperparameters": tuned[nearest(tuned, noise)],
+        "label": TUNED[name].label,
+        "hyperparameters": TUNED[name].at(noise),
         "mean": float(final.mean()),
         "standard_error": standard_error(final),
         "gradients_per_step": float(runs.gradients.mean()),
@@ -236,18 +220,11 @@ def compare_to_sam(summaries: dict[str, dict]) -> None:
     """Add the paired difference to SAM, and its p-values, to each other method."""
     if "sam" not in summaries:
         return
-    reference = np.array(summaries["sam"]["accuracy"])
+    reference = summaries["sam"]["accuracy"]
     for name, summary in summaries.items():
-        difference = np.array(summary["accuracy"]) - reference
-        if name == "sam" or len(difference) < 2:
+        if name == "sam" or len(reference) < 2:
             continue
-        test = stats.ttest_rel(summary["accuracy"], reference)
-        summary["difference_to_sam"] = {
-            "mean": float(difference.mean()),
-            "standard_error": standard_error(difference),
-            "p_two_sided": float(test.pvalue),
-            "p_no_worse": float(stats.t.sf(-test.statistic, len(difference) - 1)),
-        }
+        summary["difference_to_sam"] = paired_difference(summary["accuracy"], reference)
 
 
 def print_table(summaries: dict[str, dict], noise: float, seeds: int) -> None:
@@ -265,7 +242,7 @@ def print_table(summaries: dict[str, dict], noise: float, seeds: int) -> None:
         difference = summary.get("difference_to_sam")
         table.add_row(
             summary["label"],
-            " ".join(f"{k}={v:g}" for k, v in summary["hyperparameters"].items()),
+            describe(summary["hyperparameters"]),
             f"{summary['mean']:.1f} ± {summary['standard_error']:.1f}",
             f"{difference['mean']:+.1f} ± {difference['standard_error']:.1f}"
             if difference
@@ -279,7 +256,7 @@ def print_table(summaries: dict[str, dict], noise: float, seeds: int) -> None:
 
 def draw(path: Path, results: dict) -> None:
     """Accuracy over epochs, over the radius, and over gradients per step."""
-    summaries, sweep = results["methods"], results["radius_sweep"]
+    summaries, sweep = results["methods"], results.get("radius_sweep")
     with_cost = len(summaries) > len(DEFAULT_METHODS)
     panels = 1 + bool(sweep) + with_cost
     figure, axes = plt.subplots(
@@ -310,7 +287,7 @@ def draw_epochs(ax: plt.Axes, summaries: dict[str, dict]) -> None:
     for name, summary in summaries.items():
         curve = np.array(summary["curve"])
         error = np.array(summary["curve_standard_error"])
-        color = METHODS[name].color
+        color = TUNED[name].color
         ax.plot(summary["epochs"], curve, color=color, label=summary["label"])
         ax.fill_between(
             summary["epochs"],
@@ -330,17 +307,15 @@ def draw_radii(ax: plt.Axes, sweep: dict[str, Any]) -> None:
     for name, rows in sweep["accuracy"].items():
         values = np.array(rows)
         other = {k: v for k, v in sweep["fixed"][name].items() if k != "rho"}
-        symbols = {"theta": "θ", "lmbda": "λ"}
-        note = "".join(f", {symbols.get(k, k)} = {v:g}" for k, v in other.items())
         ax.errorbar(
             sweep["radii"],
             values.mean(axis=1),
             yerr=[standard_error(row) for row in values],
-            color=METHODS[name].color,
+            color=TUNED[name].color,
             marker=next(markers),
             markersize=4,
             capsize=2,
-            label=METHODS[name].label + note,
+            label=", ".join(filter(None, [TUNED[name].label, describe(other)])),
         )
     ax.set_xscale("log")
     ax.set_xticks(sweep["radii"], [f"{rho:g}" for rho in sweep["radii"]])
@@ -363,7 +338,7 @@ def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
         cost, mean = summary["gradients_per_step"], summary["mean"]
         error = summary["standard_error"]
         ax.errorbar(
-            cost, mean, yerr=error, color=METHODS[name].color, marker="o", capsize=2
+            cost, mean, yerr=error, color=TUNED[name].color, marker="o", capsize=2
         )
         if cost > 1.9:
             # One column of labels to the right of the two-gradient methods.
@@ -423,7 +398,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument(
         "--methods",
         default=",".join(DEFAULT_METHODS),
-        help=f"'all', or some of {','.join(METHODS)}",
+        help=f"'all', or some of {','.join(TUNED)}",
     )
     parser.add_argument(
         "--tune",
@@ -438,13 +413,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     options = parser.parse_args(arguments)
     options.methods = (
-        list(METHODS) if options.methods == "all" else options.methods.split(",")
+        list(TUNED) if options.methods == "all" else options.methods.split(",")
     )
     for name in options.methods:
-        if name not in METHODS:
-            parser.error(
-                f"argument --methods: {name!r} is none of {', '.join(METHODS)}"
-            )
+        if name not in TUNED:
+            parser.error(f"argument --methods: {name!r} is none of {', '.join(TUNED)}")
     if options.smoke:
         options.seeds, options.epochs = 2, 2
         options.sweep_seeds = min(options.sweep_seeds, 1)
@@ -454,38 +427,41 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Train, print, write."""
     options = parse_arguments(arguments)
+    results = {
+        "noise": options.noise,
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "environment": environment(),
+        "methods": {},
+    }
     stem = f"label_noise_{options.noise:g}"
-    common = {"noise": options.noise, "seeds": options.seeds, "epochs": options.epochs}
     if options.tune:
-        found = {}
-        with progress_bar() as bar:
-            for name in options.methods:
-                task = bar.add_task(METHODS[name].label, total=options.epochs)
-                found[name] = tune(
-                    METHODS[name],
-                    options.noise,
-                    options.seeds,
-                    options.epochs,
-                    lambda task=task: bar.advance(task),
-                )
-        for name, rows in found.items():
-            print(METHODS[name].label, *rows[:3], sep="\n  ")
-        path = options.results / f"{stem}_tuning.json"
-        write_json(path, common | {"environment": environment(), "methods": found})
-        print(f"Wrote {path}")
-        return 0
+        fill, report, stem = tune_all, report_tuning, f"{stem}_tuning"
+    else:
+        fill, report = train_all, report_training
+    try:
+        fill(options, results)
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+        raise
+    finally:
+        if results["methods"]:
+            report(options.results / f"{stem}.json", results)
+    return 0
 
-    summaries: dict[str, dict] = {}
-    sweep: dict[str, Any] = {}
+
+def train_all(options: Any, results: dict[str, Any]) -> None:
+    """Fill ``results`` method by method."""
+    summaries = results["methods"]
     swept = [name for name in SWEEP_METHODS if name in options.methods]
     with progress_bar() as bar:
         tasks = {
-            name: bar.add_task(METHODS[name].label, total=options.epochs)
+            name: bar.add_task(TUNED[name].label, total=options.epochs)
             for name in options.methods
         }
         for name, task in tasks.items():
             runs, seconds = train_tuned(
-                METHODS[name],
+                TUNED[name],
                 options.noise,
                 options.seeds,
                 options.epochs,
@@ -494,31 +470,49 @@ def main(arguments: list[str] | None = None) -> int:
             summaries[name] = summarize(name, runs, seconds, options.noise)
         if options.sweep_seeds and swept:
             task = bar.add_task("radius sweep", total=options.epochs * len(swept))
-            sweep = {
-                "radii": list(SWEEP_RADII),
-                "fixed": {n: summaries[n]["hyperparameters"] for n in swept},
-                "accuracy": {
-                    n: train_over_radius(
-                        METHODS[n],
-                        options.noise,
-                        options.sweep_seeds,
-                        options.epochs,
-                        lambda: bar.advance(task),
-                    ).tolist()
-                    for n in swept
-                },
-            }
-    compare_to_sam(summaries)
-    print_table(summaries, options.noise, options.seeds)
-    results = common | {
-        "environment": environment(),
-        "methods": summaries,
-        "radius_sweep": sweep,
-    }
-    draw(options.results / f"{stem}.png", results)
-    write_json(options.results / f"{stem}.json", results)
-    print(f"Wrote {options.results / stem}.png and .json")
-    return 0
+            sweep = {"radii": list(SWEEP_RADII), "fixed": {}, "accuracy": {}}
+            results["radius_sweep"] = sweep
+            for name in swept:
+                accuracy = train_over_radius(
+                    TUNED[name],
+                    options.noise,
+                    options.sweep_seeds,
+                    options.epochs,
+                    lambda: bar.advance(task),
+                )
+                sweep["fixed"][name] = summaries[name]["hyperparameters"]
+                sweep["accuracy"][name] = accuracy.tolist()
+
+
+def report_training(path: Path, results: dict[str, Any]) -> None:
+    """Print the table, write the numbers and the figure."""
+    compare_to_sam(results["methods"])
+    print_table(results["methods"], results["noise"], results["seeds"])
+    write_json(path, results)
+    draw(path.with_suffix(".png"), results)
+    print(f"Wrote {path.with_suffix('')}.json and .png")
+
+
+def tune_all(options: Any, results: dict[str, Any]) -> None:
+    """Fill ``results`` with the grid of each method, best first."""
+    with progress_bar() as bar:
+        for name in options.methods:
+            task = bar.add_task(TUNED[name].label, total=options.epochs)
+            results["methods"][name] = tune(
+                TUNED[name],
+                options.noise,
+                options.seeds,
+                options.epochs,
+                lambda task=task: bar.advance(task),
+            )
+
+
+def report_tuning(path: Path, results: dict[str, Any]) -> None:
+    """Print the best three points of each grid and write all."""
+    for name, rows in results["methods"].items():
+        print(TUNED[name].label, *rows[:3], sep="\n  ")
+    write_json(path, results)
+    print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

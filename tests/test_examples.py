@@ -88,20 +88,27 @@ def test_a_results_path_that_is_a_file_is_refused_before_training(tmp_path):
 
 
 INTERRUPTED = """
-import command_line, digits, label_noise
+import sys, command_line, digits, label_noise
 
-def train(*args, on_epoch, **kwargs):
-    on_epoch()
-    raise KeyboardInterrupt
+train = digits.train
+finished = int(sys.argv[1])
 
-digits.train = train
-command_line.run(lambda: label_noise.main(["--smoke"]))
+def interrupted(*args, **kwargs):
+    global finished
+    finished -= 1
+    if finished < 0:
+        raise KeyboardInterrupt
+    return train(*args, **kwargs)
+
+digits.train = interrupted
+command_line.run(lambda: label_noise.main(["--smoke", "--methods", "sgd,sam"]))
 """
 
 
-def test_an_interrupted_run_says_so_and_leaves_no_file(tmp_path):
+@pytest.mark.parametrize("methods", [0, 1])
+def test_an_interrupted_run_saves_the_methods_that_were_finished(methods, tmp_path):
     finished = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
+        [sys.executable, "-c", INTERRUPTED, str(methods)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(EXAMPLES)},
         capture_output=True,
@@ -109,9 +116,16 @@ def test_an_interrupted_run_says_so_and_leaves_no_file(tmp_path):
         check=False,
     )
     assert finished.returncode == 130
-    assert "Interrupted: no file is left half-written." in finished.stderr
+    assert "Interrupted: what was finished is saved" in finished.stderr
     assert "Traceback" not in finished.stderr
-    assert not list(tmp_path.iterdir())
+    files = sorted(path.name for path in tmp_path.glob("results/*"))
+    if methods:
+        assert files == ["label_noise_0.75.json", "label_noise_0.75.png"]
+        results = json.loads((tmp_path / "results" / files[0]).read_text())
+        assert list(results["methods"]) == ["sgd"]
+        assert results["interrupted"]
+    else:
+        assert not files
 
 
 WRITE_FAILS = """
