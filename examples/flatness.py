@@ -588,4 +588,5 @@ def measure_all(options: Any, results: dict[str, Any]) -> list[Trained]:
 
 
 if __name__ == "__main__":
+    digits.one_device_per_core()
     run(main)
