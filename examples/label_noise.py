@@ -30,6 +30,7 @@ from command_line import (
 from methods import METHODS, describe, make_optimizer
 from rich.console import Console
 from rich.table import Table
+from rows import one_device_per_core
 from significance import paired_difference, standard_error
 
 matplotlib.use("Agg")
@@ -516,5 +517,5 @@ def report_tuning(path: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    digits.one_device_per_core()
+    one_device_per_core()
     run(main)
