@@ -74,19 +74,27 @@ TUNED = {
         "SAM",
         "sam",
         {"rho": [0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0]},
-        {0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
+        {0.25: {"rho": 0.8}, 0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
     ),
     "friendly_sam": Tuned(
         "Friendly SAM",
         "friendly_sam",
         {"rho": [0.4, 0.5, 0.6, 0.7, 0.8, 1.0], "lmbda": [0.6]},
-        {0.5: {"rho": 0.7, "lmbda": 0.6}, 0.75: {"rho": 0.5, "lmbda": 0.6}},
+        {
+            0.25: {"rho": 0.8, "lmbda": 0.6},
+            0.5: {"rho": 0.7, "lmbda": 0.6},
+            0.75: {"rho": 0.5, "lmbda": 0.6},
+        },
     ),
     "vasso": Tuned(
         "VaSSO",
         "vasso",
         {"rho": [0.4, 0.6, 0.8, 1.0, 1.2, 1.6], "theta": [0.05, 0.1, 0.2, 0.4]},
-        {0.5: {"rho": 0.8, "theta": 0.2}, 0.75: {"rho": 1.2, "theta": 0.05}},
+        {
+            0.25: {"rho": 0.8, "theta": 0.1},
+            0.5: {"rho": 0.6, "theta": 0.4},
+            0.75: {"rho": 1.2, "theta": 0.05},
+        },
     ),
     "asam": Tuned("ASAM", "asam", {"rho": [1.5, 2.0, 3.0, 4.0]}, {0.75: {"rho": 3.0}}),
     "gsam": Tuned(
@@ -117,7 +125,11 @@ TUNED = {
         "lagged VaSSO",
         "lagged_vasso",
         {"rho": [0.4, 0.5, 0.6], "theta": [0.3, 0.5, 0.7]},
-        {0.5: {"rho": 0.4, "theta": 0.3}, 0.75: {"rho": 0.5, "theta": 0.7}},
+        {
+            0.25: {"rho": 0.4, "theta": 0.5},
+            0.5: {"rho": 0.4, "theta": 0.3},
+            0.75: {"rho": 0.5, "theta": 0.7},
+        },
     ),
 }
 DEFAULT_METHODS = ("sgd", "sam", "friendly_sam", "vasso")
