@@ -223,8 +223,7 @@ IMAGENET = {
     ),
     "vasso_resnet50_imagenet": _imagenet(
         "resnet50_imagenet",
-        RESNET50
-        | {"method": ("vasso", ""), "rho": (0.04, OURS), "theta": (0.4, OURS)},
+        RESNET50 | {"method": ("vasso", ""), "rho": (0.04, OURS), "theta": (0.4, OURS)},
         f"{RESNET50_DIFFERS}; the VaSSO papers' own settings were not at hand",
     ),
     "adamw_vit_s16_imagenet": _imagenet(
