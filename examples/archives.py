@@ -131,6 +131,8 @@ def load(name: str, data_dir: Path | str) -> Dataset:
             contents = _contents_of_archive(archive, path)
         elif folder.exists():
             contents = _contents_of_folder(archive, folder)
+        elif not data_dir.is_dir():
+            raise DataError(f"{data_dir} is not a folder")
         else:
             raise DataError(f"{data_dir} has neither {path.name} nor {folder.name}")
         return _parse(archive, contents)
@@ -140,8 +142,8 @@ def load(name: str, data_dir: Path | str) -> Dataset:
         found = f"{error.filename or path} cannot be read ({error.strerror or error})"
     raise DataError(
         f"{archive.title} cannot be loaded: {found}. Download {archive.link} "
-        f"({archive.size:,} bytes, described at {PAGE}) to {path}; it need not be "
-        f"unpacked, and unpacked to {folder} it will do as well."
+        f"({archive.size:,} bytes, described at {PAGE}) to {path}; there is no need to "
+        f"unpack it, but {folder} will do as well."
     )
 
 
@@ -188,16 +190,25 @@ def _parse(archive: Archive, contents: dict[str, bytes]) -> Dataset:
     """Unpickle the files, all of which have been compared with the published ones."""
     (meta,) = archive.meta
     (names,) = _unpickle(meta, contents[meta], archive.names_key)
-    train = [_batch(archive, name, contents[name]) for name in archive.train]
-    test = [_batch(archive, name, contents[name]) for name in archive.test]
     return Dataset(
-        *(np.concatenate(part) for part in zip(*train, strict=True)),
-        *(np.concatenate(part) for part in zip(*test, strict=True)),
-        class_names=tuple(name.decode() for name in names),
+        *_join(archive, archive.train, contents),
+        *_join(archive, archive.test, contents),
+        tuple(name.decode() for name in names),
     )
 
 
-def _batch(archive: Archive, name: str, content: bytes) -> tuple[np.ndarray, ...]:
+def _join(
+    archive: Archive, files: dict[str, str], contents: dict[str, bytes]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of several files, in their order."""
+    batches = [_batch(archive, name, contents[name]) for name in files]
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _batch(
+    archive: Archive, name: str, content: bytes
+) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, 32, 32, 3) uint8 and labels (n,) int32 of one file."""
     images, labels = _unpickle(name, content, b"data", archive.label_key)
     # A row is the red, then the green, then the blue plane, each row by row.
@@ -220,7 +231,7 @@ class _Python2Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle names; booleans of a dtype were the integers 0 and 1 then.
 
-        NumPy deprecates such integers: they could be meant for a shape.
+        NumPy 2.4.0 to 2.4.4 warn of such integers.
         """
         if (module, name) == ("numpy", "dtype"):
             return lambda kind, align, copy: np.dtype(kind, bool(align), bool(copy))

@@ -111,8 +111,8 @@ def train_batches(
     own = _own_batch(batch, process_count)
 
     def example(i: int, generator: np.random.Generator) -> dict[str, Any]:
-        image = _read(paths[i])
-        image = _resize(image, _random_box(image.size, generator), size)
+        original = _read(paths[i])
+        image = _resize(original, _random_box(original.size, generator), size)
         if generator.random() < 0.5:
             image = image[:, ::-1]
         return {"image": image, "label": np.int32(labels[i])}
@@ -147,8 +147,9 @@ def evaluation_batches(
         if i >= len(paths):
             image, label, weight = np.zeros((size, size, 3), np.uint8), 0, 0
         else:
-            image = _read(paths[i])
-            image = _resize(image, _central_box(image.size, CENTRAL_SHARE), size)
+            original = _read(paths[i])
+            box = _central_box(original.size, CENTRAL_SHARE)
+            image = _resize(original, box, size)
             label, weight = labels[i], 1
         return {
             "image": image,
@@ -179,8 +180,8 @@ def load_arrays(paths: Sequence[Path], size: int) -> np.ndarray:
     """
 
     def central(path: Path) -> np.ndarray:
-        image = _read(path)
-        return _resize(image, _central_box(image.size, 1), size)
+        original = _read(path)
+        return _resize(original, _central_box(original.size, 1), size)
 
     images = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(READING_THREADS) as threads:
@@ -216,12 +217,12 @@ def _own_batch(batch: int, process_count: int) -> int:
 def _read(path: Path) -> Image.Image:
     """An RGB image, upright as EXIF says; transparency is dropped."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                # A palette with transparency has no direct way to RGB.
-                image = image.convert("RGBA")
-            return image.convert("RGB")
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.has_transparency_data:
+            # A palette with transparency has no direct way to RGB.
+            image = image.convert("RGBA")
+        return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the image {path} cannot be read ({reason})") from error

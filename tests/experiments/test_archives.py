@@ -80,6 +80,12 @@ def missing(entry, folder):
     return f"{folder} has neither {entry.file} nor {entry.folder}"
 
 
+def without_a_folder(entry, folder):
+    missing(entry, folder)
+    folder.rmdir()
+    return f"{folder} is not a folder"
+
+
 def truncated(entry, folder):
     path = folder / entry.file
     path.write_bytes(path.read_bytes()[:1000])
@@ -118,6 +124,7 @@ def unpacked_without_a_file(entry, folder):
     "damage",
     [
         missing,
+        without_a_folder,
         truncated,
         of_another_hash,
         a_folder,

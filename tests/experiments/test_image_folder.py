@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-RED, GREEN = (250, 10, 10), (10, 250, 10)
+RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
 def save(path, colour=RED, size=(12, 9), mode="RGB", **options):
@@ -96,8 +96,8 @@ def test_an_unreadable_image_is_one_sentence_that_names_it(root, content):
 def test_every_mode_becomes_rgb(tmp_path, mode, name, options):
     path = save(tmp_path / name, mode=mode, **options)
     (image,) = image_folder.load_arrays([path], 6)
-    # JPEG and a palette keep a colour within a few of 255 levels.
-    assert np.abs(image.astype(int) - RED).max() <= 10
+    # JPEG rounds in another colour space.
+    assert np.abs(image.astype(int) - RED).max() <= 2
 
 
 def test_grey_images_get_three_equal_channels(tmp_path):
