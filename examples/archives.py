@@ -197,18 +197,19 @@ def _parse(archive: Archive, contents: dict[str, bytes]) -> Dataset:
     )
 
 
+ImagesAndLabels = tuple[np.ndarray, np.ndarray]
+
+
 def _join(
     archive: Archive, files: dict[str, str], contents: dict[str, bytes]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> ImagesAndLabels:
     """Images and labels of several files, in their order."""
     batches = [_batch(archive, name, contents[name]) for name in files]
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _batch(
-    archive: Archive, name: str, content: bytes
-) -> tuple[np.ndarray, np.ndarray]:
+def _batch(archive: Archive, name: str, content: bytes) -> ImagesAndLabels:
     """Images (n, 32, 32, 3) uint8 and labels (n,) int32 of one file."""
     images, labels = _unpickle(name, content, b"data", archive.label_key)
     # A row is the red, then the green, then the blue plane, each row by row.
