@@ -34,17 +34,16 @@ def check_devices(options: argparse.Namespace) -> None:
             f"argument --local-ascent: {groups} groups do not fit {devices} devices: "
             "leave the number out"
         )
-    parts = (devices, groups, groups * options.microbatches)
-    for name, size in (
-        ("--batch", max(parts)),
-        ("--batch", devices),
-        ("--evaluation-batch", devices),
+    for name, size, what in (
+        ("batch", devices, "devices"),
+        ("batch", groups * options.microbatches, "groups or microbatches"),
+        ("evaluation_batch", devices, "devices"),
     ):
-        batch = getattr(options, name[2:].replace("-", "_"))
+        batch = getattr(options, name)
         if batch % size:
             options.parser.error(
-                f"{name} {batch} is not divided by {size} devices, groups or "
-                "microbatches"
+                f"argument --{name.replace('_', '-')}: {batch} is not divided by "
+                f"{size} {what}"
             )
 
 
@@ -152,14 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     try:
         images_of = load(options)
-        with command_line.progress_bar() as bar:
-            for seed in options.seeds:
-                images = images_of(seed)
-                if images.train_count < options.batch:
-                    raise archives.DataError(
-                        f"{images.train_count} training images are not one batch of "
-                        f"{options.batch}: choose a smaller --batch"
-                    )
+        for seed in options.seeds:
+            images = images_of(seed)
+            if images.train_count < options.batch:
+                raise archives.DataError(
+                    f"{images.train_count} training images are not one batch of "
+                    f"{options.batch}: choose a smaller --batch"
+                )
+            with command_line.progress_bar() as bar:
                 results.append(train_seed(options, images, seed, bar))
     except (archives.DataError, OSError) as error:
         print(f"cifar.py: {error}", file=sys.stderr)

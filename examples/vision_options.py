@@ -258,15 +258,15 @@ def check(parser: command_line.Parser, options: argparse.Namespace) -> None:
         )
     if options.dataset != "synthetic" and options.data_dir is None:
         parser.error(f"--dataset {options.dataset} needs --data-dir")
+    listed = str(options.seed) if options.seeds is None else options.seeds
     try:
-        listed = options.seeds.split(",") if options.seeds else [options.seed]
-        options.seeds = [int(seed) for seed in listed]
+        options.seeds = [int(seed) for seed in listed.split(",")]
         if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
             raise ValueError
     except ValueError:
         parser.error(
-            f"argument --seeds: must be different integers >= 0 such as 0,1,2, got "
-            f"{options.seeds!r}"
+            "argument --seeds: must be different integers >= 0 such as 0,1,2, got "
+            f"{listed!r}"
         )
     if options.metrics_directory:
         try:

@@ -85,7 +85,8 @@ def states(monkeypatch):
 def train(*arguments):
     """Run cifar.py; the results files of its seeds."""
     assert cifar.main([str(argument) for argument in arguments]) == 0
-    found = map(json.loads, map(Path.read_text, sorted(Path().glob("**/*seed*.json"))))
+    paths = sorted(Path().glob("**/*_seed[0-9].json"))
+    found = map(json.loads, map(Path.read_text, paths))
     return list(found)
 
 
@@ -139,6 +140,7 @@ def test_a_run_goes_on_after_an_interrupt_to_the_bit(
         *("--seed", 3),
     )
     (whole,) = train(*arguments, "--results", "whole")
+    goes_on = ("--directory", "run", "--results", "stopped")
     add = vision_training.Sums.add
 
     def interrupt(self, metrics):
@@ -150,14 +152,14 @@ def test_a_run_goes_on_after_an_interrupt_to_the_bit(
     interrupt.steps = 5  # in the second epoch
     monkeypatch.setattr(vision_training.Sums, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(*arguments, "--directory", "run", "--results", "stopped")
+        cifar.main([*map(str, arguments), *goes_on])
     monkeypatch.setattr(vision_training.Sums, "add", add)
     (stopped,) = Path("stopped").iterdir()
     stopped = json.loads(stopped.read_text())
     assert stopped["interrupted"]
     assert without_time(stopped["epochs"]) == without_time(whole["epochs"][:1])
 
-    train(*arguments, "--directory", "run", "--results", "stopped")
+    assert cifar.main([*map(str, arguments), *goes_on]) == 0
     (resumed,) = map(json.loads, map(Path.read_text, Path("stopped").iterdir()))
     assert not resumed["interrupted"]
     # The means over the epoch that was interrupted are those of all its steps.
@@ -262,11 +264,11 @@ def test_random_labels_are_a_fixed_draw_of_the_share_asked_for():
         (["--data-dir", "nowhere"], "nowhere has neither cifar-10-python.tar.gz"),
         (["--dataset", "folder"], "needs --data-dir"),
         (["--dataset", "folder", "--data-dir", "gone"], "gone/train"),
-        (["--seeds", "0,0"], "must be different integers >= 0"),
+        (["--smoke", "--seeds", "0,0"], "must be different integers >= 0"),
         (["--epochs", "2", "--warmup-epochs", "2"], "leaves nothing of --epochs 2"),
         (["--label-noise", "1.5"], "must be a number from 0 to 1, got '1.5'"),
         (["--method", "base", "--local-ascent"], "base has no ascent"),
-        (["--smoke", "--batch", "33", "--microbatches", "2"], "--batch 33 is not"),
+        (["--smoke", "--batch", "33", "--microbatches", "2"], "--batch: 33 is not"),
         (["--smoke", "--batch", "900"], "are not one batch of 900"),
         (["--process-id", "1"], "go together"),
         (["--report", "."], "no results of finished runs"),
