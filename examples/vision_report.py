@@ -76,8 +76,8 @@ def _mean(values: list[float]) -> str:
 def show(published: Published) -> str:
     """A published accuracy, with how exactly it could be read."""
     if not published.within:
-        return f"{published.accuracy:g}"
-    return f"{published.accuracy:g} (within {published.within:g})"
+        return str(published.accuracy)
+    return f"{published.accuracy} (within {published.within:g})"
 
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
