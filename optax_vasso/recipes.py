@@ -29,7 +29,7 @@ def sam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     Examples:
       >>> import jax
@@ -69,7 +69,7 @@ def vasso(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     Examples:
       >>> import jax
@@ -116,7 +116,7 @@ def evasso(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     Examples:
       >>> import jax
@@ -201,7 +201,7 @@ def friendly_sam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     References:
       Li et al., `Friendly Sharpness-Aware Minimization
@@ -230,7 +230,7 @@ def asam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     References:
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
@@ -253,7 +253,7 @@ def fisher_sam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     References:
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
@@ -276,7 +276,7 @@ def gsam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     References:
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -303,7 +303,7 @@ def looksam(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-        in :func:`sharpness_aware`.
+      in :func:`sharpness_aware`.
 
     Examples:
       >>> import jax.numpy as jnp
