@@ -293,8 +293,8 @@ def gated_cost() -> str:
     low, high = (100 * share for share in found["binomial_interval"])
     return (
         f"{found['problem']}, {found['steps']} steps, p = {found['probability']:g};"
-        f" {100 * found['share_of_ascents']:.1f} % of eVASSO's steps ascended, where"
-        f" chance allows {low:.1f} to {high:.1f} %:\n\n"
+        f" {100 * found['share_of_ascents']:.1f} % of eVASSO's steps ascended"
+        f" (99.9 % of the binomial: {low:.1f} to {high:.1f} %):\n\n"
         + markdown(["", "time / SGD"], rows)
     )
 
