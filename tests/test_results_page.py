@@ -44,6 +44,13 @@ def test_the_readme_quotes_the_results(noise):
         assert any(row[0] == label and accuracy in row for row in rows), label
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+def test_what_a_page_quotes_is_on_the_page_of_results(tables, page):
+    results = tables.PAGE.read_text()
+    for quoted in re.findall(r"\d+\.\d+ ± \d+\.\d+", (ROOT / page).read_text()):
+        assert quoted in results, quoted
+
+
 @pytest.mark.parametrize(
     "page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name
 )
