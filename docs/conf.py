@@ -46,7 +46,7 @@ myst_fence_as_directive = ["math"]  # GitHub's spelling of displayed mathematics
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300  # seconds for a cell, on a machine with other things to do
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
@@ -66,6 +66,9 @@ html_show_sourcelink = False
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
+# Commands that docutils does not know by the name that GitHub's MathJax knows.
+MATHEMATICS = {"dots": r"\ldots", "lt": "<", "gt": ">"}
+
 
 def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
     """Write MathML, which browsers draw without a script from elsewhere."""
@@ -84,6 +87,8 @@ def mathml(node: nodes.Element) -> str:
     displayed = isinstance(node, nodes.math_block)
     # Displayed mathematics is set as one `align*` whatever surrounds it.
     text = re.sub(r"\\(begin|end){(align|equation)\*?}", "", node.astext())
+    for command, known in MATHEMATICS.items():
+        text = re.sub(rf"\\{command}(?![A-Za-z])", lambda _, known=known: known, text)
     try:
         return tex2mathml(text, as_block=displayed)
     except MathError as error:
