@@ -53,9 +53,9 @@ DEFAULT_METHODS = ("base", "sam", "vasso", "lagged_vasso")
 # What --tune tries; a method without a line is tried at its defaults.
 GRIDS: dict[str, dict[str, list[float]]] = {
     "base": {"learning_rate": [0.004, 0.008, 0.016]},
-    "sam": {"rho": [0.01, 0.03, 0.1, 0.3]},
-    "vasso": {"rho": [0.03, 0.1, 0.3], "theta": [0.1, 0.4]},
-    "lagged_vasso": {"rho": [0.03, 0.1, 0.3], "theta": [0.1, 0.4]},
+    "sam": {"rho": [0.01, 0.03, 0.1]},
+    "vasso": {"rho": [0.01, 0.03, 0.1], "theta": [0.2, 0.6]},
+    "lagged_vasso": {"rho": [0.01, 0.03, 0.1], "theta": [0.2, 0.6]},
 }
 # What --tune has picked (results/char_lm_tuning.json). The learning rate is picked for
 # AdamW and kept for all.
@@ -66,7 +66,7 @@ PICKED: dict[str, dict[str, float]] = {
     "vasso": {"rho": 0.1, "theta": 0.4},
     "lagged_vasso": {"rho": 0.1, "theta": 0.4},
 }
-BUDGET, TUNING_BUDGET = 3000, 1000  # gradients a run
+BUDGET, TUNING_BUDGET = 3000, 2000  # gradients a run
 SEEDS, TUNING_SEEDS = 3, 1
 SHARPNESS_WINDOWS = 128
 MATVECS = 24  # of the Lanczos iteration
@@ -353,7 +353,6 @@ def main(arguments: list[str] | None = None) -> int:
         "methods": {},
     }
     if options.tune:
-        del results["learning_rate"]
         fill, report, name = tune_all, report_tuning, "char_lm_tuning.json"
     else:
         fill, report, name = train_all, report_training, "char_lm.json"
