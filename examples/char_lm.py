@@ -27,7 +27,7 @@ from char_transformer import (
     Runs,
     evenly_spaced_windows,
     loss_of,
-    mean_loss_of,
+    losses_of,
 )
 from command_line import (
     Parser,
@@ -126,23 +126,17 @@ def train(
     )
 
 
-def measure(
+def curvature_of(
     params: Any, corpus: Corpus, model: CharTransformer, windows: int
 ) -> dict[str, float]:
-    """Loss and sharpness of one solution on the same windows of the training text."""
-    text = corpus.text["train"]
-    loss = mean_loss_of(model)(params, evenly_spaced_windows(text, windows))
+    """λ_max of the Hessian of one solution on windows of the training text."""
     batches = sharpness.split_batches(
-        evenly_spaced_windows(text, min(windows, SHARPNESS_WINDOWS)),
+        evenly_spaced_windows(corpus.text["train"], min(windows, SHARPNESS_WINDOWS)),
         char_transformer.BATCH,
     )
     curvature = sharpness.hessian(loss_of(model), params, batches)
     top = sharpness.largest_eigenpairs(curvature, params, num_matvecs=MATVECS)
-    return {
-        "training_loss": float(loss),
-        "lambda_max": float(top.values[0]),
-        "residual": float(top.residuals[0]),
-    }
+    return {"lambda_max": float(top.values[0]), "residual": float(top.residuals[0])}
 
 
 def train_and_measure(
@@ -153,16 +147,22 @@ def train_and_measure(
     chosen = PICKED.get(name, at_defaults(name))
     runs = train(name, [chosen], corpus, "validation", options, on_chunk)
     seconds = time.perf_counter() - start
-    solutions = []
+    found = []
     for seed in range(options.seeds):
         params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], runs.params)
-        solutions.append(measure(params, corpus, options.model, options.windows))
+        found.append(curvature_of(params, corpus, options.model, options.windows))
         on_chunk()
-    values = {key: [s[key] for s in solutions] for key in solutions[0]}
-    loss = runs.loss[:, -1]
-    values["validation_loss"] = loss.tolist()
-    values["validation_bits"] = (loss / math.log(2)).tolist()
-    values["gap"] = (loss - values["training_loss"]).tolist()
+    training = losses_of(options.model)(
+        runs.params, evenly_spaced_windows(corpus.text["train"], options.windows)
+    )
+    validation = runs.loss[:, -1].astype(float)
+    values = {
+        "validation_loss": validation.tolist(),
+        "validation_bits": (validation / math.log(2)).tolist(),
+        "training_loss": training.tolist(),
+        "gap": (validation - np.asarray(training)).tolist(),
+    }
+    values |= {key: [row[key] for row in found] for key in found[0]}
     return {
         "label": label_of(name),
         "hyperparameters": chosen,
@@ -247,10 +247,11 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     curves.legend(frameon=False)
     for ax, key, label in (
         (losses, "validation_loss", "final validation loss (nats per character)"),
-        (curvatures, "lambda_max", "λ_max of the Hessian, training text"),
+        (curvatures, "lambda_max", "$λ_{max}$ of the Hessian, training text"),
     ):
         draw_final(ax, methods, key)
         ax.set_xlabel(label)
+    curvatures.tick_params(labelleft=False)
     for ax in (curves, losses, curvatures):
         ax.grid(alpha=0.3, linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
