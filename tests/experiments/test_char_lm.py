@@ -80,19 +80,24 @@ def test_evaluation_windows_span_the_text():
     assert windows[-1, -1] == 99
 
 
-def test_a_later_character_does_not_change_earlier_logits():
-    characters = jnp.arange(CONTEXT)[None]
-    params = SMALLEST.init(jax.random.key(0), characters)
-    changed = SMALLEST.apply(params, characters.at[0, 40].set(7))
-    logits = SMALLEST.apply(params, characters)
-    np.testing.assert_array_equal(changed[0, :40], logits[0, :40])
-    assert np.all(np.any(changed[0, 40:] != logits[0, 40:], axis=-1))
+@pytest.fixture(scope="module")
+def logits_of():
+    """Two rows of characters -> their logits, of one untrained network."""
+    params = char_transformer.init_of(SMALLEST)(jnp.arange(2, dtype=jnp.int32))
+    variables = {"params": jax.tree.map(lambda leaf: leaf[0], params)}
+    return jax.jit(lambda characters: SMALLEST.apply(variables, characters))
 
 
-def test_the_same_character_is_another_one_at_another_position():
-    characters = jnp.zeros((1, CONTEXT), jnp.int32)
-    logits = SMALLEST.apply(SMALLEST.init(jax.random.key(0), characters), characters)
-    assert np.all(np.any(logits[0, 1:] != logits[0, :-1], axis=-1))
+def test_a_later_character_does_not_change_earlier_logits(logits_of):
+    characters = jnp.tile(jnp.arange(CONTEXT)[None], (2, 1))
+    logits, changed = logits_of(characters.at[1, 40].set(7))
+    np.testing.assert_array_equal(changed[:40], logits[:40])
+    assert np.all(np.any(changed[40:] != logits[40:], axis=-1))
+
+
+def test_one_character_means_something_else_at_another_position(logits_of):
+    logits, _ = logits_of(jnp.full((2, CONTEXT), 97))
+    assert np.all(np.any(logits[1:] != logits[:-1], axis=-1))
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +143,25 @@ def test_the_summary_is_the_mean_over_seeds_and_their_differences(results):
         assert numbers["lambda_max"] > 10 * numbers["residual"] > 0
 
 
-def test_tuning_never_reads_the_validation_files(tmp_path, monkeypatch):
+def test_tuning_evaluates_on_the_tuning_files_and_sorts(tmp_path, monkeypatch):
     corpus = read_corpus()
-    del corpus.text["validation"]
-    monkeypatch.setattr(char_transformer, "read_corpus", lambda: corpus)
-    arguments = ["--smoke", "--tune", "--methods", "lagged_vasso"]
+    evaluated = []
+
+    def train(make_optimizer, rows, seeds, text, windows, **_):
+        assert text is corpus.text["train"]
+        evaluated.append(windows)
+        # The loss of each run falls with its ρ.
+        loss = np.tile(5 - rows["rho"][:, None], (1, char_transformer.EVALUATIONS))
+        return char_transformer.Runs(loss, loss, {}, 20)
+
+    monkeypatch.setattr(char_transformer, "train", train)
+    arguments = ["--smoke", "--tune", "--methods", "sam"]
     assert char_lm.main([*arguments, "--results", str(tmp_path)]) == 0
+    expected = char_transformer.evenly_spaced_windows(corpus.text["tune"], 32)
+    np.testing.assert_array_equal(evaluated[0], expected)
     tuned = json.loads((tmp_path / "char_lm_tuning.json").read_text())["methods"]
-    rows = tuned["lagged_vasso"]
-    losses = [row["loss"] for row in rows]
-    assert losses == sorted(losses)
-    tried = [(row["rho"], row["theta"]) for row in rows]
-    grid = char_lm.GRIDS["lagged_vasso"]
-    assert sorted(tried) == list(itertools.product(grid["rho"], grid["theta"]))
+    assert [r["rho"] for r in tuned["sam"]] == sorted(char_lm.GRIDS["sam"]["rho"])[::-1]
+    assert [r["loss"] for r in tuned["sam"]] == [5 - r["rho"] for r in tuned["sam"]]
 
 
 def test_what_was_picked_is_the_best_of_the_tuning_file():
