@@ -53,9 +53,9 @@ DEFAULT_METHODS = ("base", "sam", "vasso", "lagged_vasso")
 # What --tune tries; a method without a line is tried at its defaults.
 GRIDS: dict[str, dict[str, list[float]]] = {
     "base": {"learning_rate": [0.004, 0.008, 0.016]},
-    "sam": {"rho": [0.01, 0.03, 0.1]},
-    "vasso": {"rho": [0.01, 0.03, 0.1], "theta": [0.2, 0.6]},
-    "lagged_vasso": {"rho": [0.01, 0.03, 0.1], "theta": [0.2, 0.6]},
+    "sam": {"rho": [0.001, 0.003, 0.01, 0.03]},
+    "vasso": {"rho": [0.001, 0.003, 0.01, 0.03], "theta": [0.2, 0.6]},
+    "lagged_vasso": {"rho": [0.001, 0.003, 0.01, 0.03], "theta": [0.2, 0.6]},
 }
 # What --tune has picked (results/char_lm_tuning.json). The learning rate is picked for
 # AdamW and kept for all.
