@@ -127,9 +127,29 @@ def radii(noise: str) -> str:
     return markdown(["ρ", *(f"{rho:g}" for rho in sweep["radii"])], rows)
 
 
-def sweep() -> str:
+def by_theta() -> str:
+    """VaSSO's best validation accuracy at each θ, and its ρ, by noise."""
+    levels = load("noise_levels")["levels"]
+    names = [
+        "SAM" if row["theta"] == 1 else f"θ = {row['theta']:g}"
+        for row in levels[0]["by_theta"]
+    ]
+    rows = [
+        [
+            f"{level['noise']:.0%}",
+            *(
+                f"{row['accuracy']:.1f} ± {row['standard_error']:.1f} ({row['rho']:g})"
+                for row in level["by_theta"]
+            ),
+        ]
+        for level in levels
+    ]
+    return markdown(["random labels", *names], rows)
+
+
+def sweep(name: str) -> str:
     """Mean accuracy over the grid of θ and ρ, collapsed seeds in brackets."""
-    grid = load("sweep")
+    grid = load(name)
     rows = []
     for summary in grid["by_theta"]:
         accuracy = grid["accuracy"][grid["thetas"].index(summary["theta"])]
@@ -137,8 +157,75 @@ def sweep() -> str:
             f"{np.mean(seeds):.1f}" + (f" ({collapsed})" if collapsed else "")
             for seeds, collapsed in zip(accuracy, summary["collapsed"], strict=True)
         ]
-        rows.append([f"θ = {summary['theta']:g}", *cells])
-    return markdown(["ρ", *(f"{rho:g}" for rho in grid["radii"])], rows)
+        sign = "≥ " if summary["largest_radius_is_stable"] else ""
+        radius = summary["robust_radius"]
+        cells.append(f"{sign}{radius:g}" if radius else f"< {grid['radii'][0]:g}")
+        name = "1 (SAM)" if summary["theta"] == 1 else f"{summary['theta']:g}"
+        rows.append([f"θ = {name}", *cells])
+    radii = (f"{rho:g}" for rho in grid["radii"])
+    return markdown(["ρ", *radii, "robust radius"], rows)
+
+
+def sweep_cost() -> str:
+    """One program against a step for each batch."""
+    found = load("sweep_cost")
+    each = found["one_by_one_seconds_each"]
+    rows = [
+        ["trainings", str(found["trainings"])],
+        ["one by one, seconds each", f"{min(each):.2f} to {max(each):.2f}"],
+        ["all of them as one program, seconds", f"{found['sweep_seconds']:.1f}"],
+        ["ratio, both compiled", f"{found['ratio']:.2f}"],
+        ["ratio, compilation included", f"{found['ratio_with_compilation']:.2f}"],
+    ]
+    return markdown(["", ""], rows)
+
+
+def radius_warmup() -> str:
+    """Validation accuracy by how the radius begins."""
+    found = load("radius_warmup_0.75")["rows"]
+    thetas = list(dict.fromkeys(row["theta"] for row in found))
+    radii = list(dict.fromkeys(row["rho"] for row in found))
+    rows = [
+        [
+            "SAM" if theta == 1 else f"VaSSO, θ = {theta:g}",
+            warmup,
+            *(
+                f"{row['accuracy']:.1f} ± {row['standard_error']:.1f}"
+                for row in found
+                if (row["theta"], row["warmup"]) == (theta, warmup)
+            ),
+        ]
+        for theta in thetas
+        for warmup in dict.fromkeys(row["warmup"] for row in found)
+    ]
+    return markdown(["", "ρ grows over", *(f"ρ = {rho:g}" for rho in radii)], rows)
+
+
+def char_lm() -> str:
+    """Losses and sharpness of the language models."""
+    rows = []
+    for method in load("char_lm")["methods"].values():
+        compared = method.get("difference_to_adamw", {}).get("validation_loss")
+        seeds = method["seeds"]
+        rows.append(
+            [
+                method["label"],
+                describe(method["hyperparameters"]),
+                str(method["steps"]),
+                f"{np.mean(method['gradients']):.0f}",
+                plus_minus(seeds["validation_loss"]),
+                f"{signed(compared['mean'], 3, '+')} ± {compared['standard_error']:.3f}"
+                if compared
+                else "",
+                f"{compared['p_two_sided']:.1g}" if compared else "",
+                plus_minus(seeds["training_loss"]),
+                plus_minus(seeds["gap"]),
+                plus_minus(seeds["lambda_max"]),
+            ]
+        )
+    header = ["", "hyperparameters", "steps", "gradients", "validation loss"]
+    header += ["difference to AdamW", "p", "training loss", "gap", "λ_max"]
+    return markdown(header, rows)
 
 
 def lagged_feeding() -> str:
@@ -371,12 +458,17 @@ TABLES: dict[str, Callable[[], str]] = {
         for table in (label_noise, tuning, radii)
         for noise in ("0.75", "0.5", "0.25")
     },
+    "sweep": lambda: sweep("sweep"),
+    "sweep_wide": lambda: sweep("sweep_wide"),
     "step_cost_128": lambda: step_cost(128),
     "step_cost_256": lambda: step_cost(256),
     **{
         table.__name__: table
         for table in (
-            sweep,
+            by_theta,
+            sweep_cost,
+            radius_warmup,
+            char_lm,
             lagged_feeding,
             flatness,
             stability,

@@ -110,8 +110,7 @@ class Run(NamedTuple):
 def prepare(options: Any, images: Images, mesh: Mesh, seed: int) -> Run:
     """Model, optimizer, step and evaluation of one seed."""
     model = models.create(options.model, images.classes, jnp.dtype(options.dtype))
-    # Not a typed key, which cannot be put on the devices of several processes.
-    init_key, run_key = jax.random.split(jax.random.PRNGKey(seed))
+    init_key, run_key = jax.random.split(jax.random.key(seed))
     shape = (1, images.side, images.side, 3)
     variables = jax.jit(lambda key: model.init(key, jnp.zeros(shape), train=False))(
         init_key

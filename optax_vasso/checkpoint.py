@@ -20,6 +20,8 @@ except ImportError as error:
         "optax_vasso.checkpoint needs Orbax: pip install 'optax-vasso[checkpoint]'."
     ) from error
 
+from optax_vasso.validation import is_key
+
 PyTree = Any
 
 
@@ -134,7 +136,7 @@ def _as_dict(state: PyTree) -> dict[str, jax.Array]:
     comes from the state to restore into.
     """
     return {
-        f"{i:05d}": jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+        f"{i:05d}": jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf)
         for i, leaf in enumerate(jax.tree.leaves(state))
     }
 
@@ -146,15 +148,11 @@ def _from_dict(arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
         structure,
         [
             jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-            if _is_key(old)
+            if is_key(old)
             else new
             for old, new in zip(leaves, restored, strict=True)
         ],
     )
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _abstract(arrays: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -27,7 +27,7 @@ from optax_vasso.train_step import (
     build_train_step,
     init_train_state,
 )
-from optax_vasso.validation import check_integer
+from optax_vasso.validation import check_integer, is_key
 
 PyTree = Any
 REPLICATED = P()
@@ -149,8 +149,19 @@ def state_shardings(
 def shard_state(
     state: TrainState, mesh: Mesh, specs: PyTree = REPLICATED
 ) -> TrainState:
-    """Put a train state on a mesh, divided as :func:`state_shardings` says."""
-    return jax.device_put(state, state_shardings(state, mesh, specs))
+    """Put a train state on a mesh, divided as :func:`state_shardings` says.
+
+    With several processes, each passes the same whole state and keeps its part.
+    """
+
+    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if is_key(leaf):
+            # JAX puts a typed key on devices of this process only, its data on all.
+            data = jax.device_put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, state, state_shardings(state, mesh, specs))
 
 
 def init_local_state(

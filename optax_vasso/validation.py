@@ -153,3 +153,8 @@ def _difference(tree: PyTree, expected: PyTree) -> str:
     if unknown:
         return f"an unknown leaf at {unknown[0]}"
     return "other containers"
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed random keys."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
