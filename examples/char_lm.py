@@ -62,9 +62,9 @@ GRIDS: dict[str, dict[str, list[float]]] = {
 LEARNING_RATE = 0.008
 PICKED: dict[str, dict[str, float]] = {
     "base": {},
-    "sam": {"rho": 0.03},
-    "vasso": {"rho": 0.1, "theta": 0.4},
-    "lagged_vasso": {"rho": 0.1, "theta": 0.4},
+    "sam": {"rho": 0.003},
+    "vasso": {"rho": 0.001, "theta": 0.2},
+    "lagged_vasso": {"rho": 0.001, "theta": 0.6},
 }
 BUDGET, TUNING_BUDGET = 3000, 2000  # gradients a run
 SEEDS, TUNING_SEEDS = 3, 1
