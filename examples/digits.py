@@ -73,15 +73,15 @@ def training_labels(labels: jax.Array, noise: float, seed: jax.Array) -> jax.Arr
     return randomize_labels(labels, noise, _keys(seed)[1])
 
 
-def init_mlp(key: jax.Array) -> Params:
+def init_mlp(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> Params:
     """He initialization: kernels of variance 2/fan-in, biases 0."""
-    keys = jax.random.split(key, len(LAYERS) - 1)
+    keys = jax.random.split(key, len(layers) - 1)
     return [
         {
             "kernel": jax.random.normal(k, (n_in, n_out)) * np.sqrt(2 / n_in),
             "bias": jnp.zeros(n_out),
         }
-        for k, n_in, n_out in zip(keys, LAYERS[:-1], LAYERS[1:], strict=True)
+        for k, n_in, n_out in zip(keys, layers[:-1], layers[1:], strict=True)
     ]
 
 
@@ -131,6 +131,9 @@ def train(
     noise: float,
     *,
     epochs: int = EPOCHS,
+    batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
+    layers: tuple[int, ...] = LAYERS,
     evaluate_every: int = 2,
     on_epoch: Callable[[], Any] = lambda: None,
     watch: Callable[[int, Params, optax.OptState], Any] | None = None,
@@ -145,20 +148,23 @@ def train(
       splits: one split for all rows, or one each, with a leading axis of runs.
       noise: share of the training labels that is replaced.
       epochs: how many times the training images are seen.
+      batch: images a step; what is left of an epoch is left out.
+      learning_rate: of the first step, from where it falls to 0.
+      layers: widths of the MLP, from input to output.
       evaluate_every: epochs between evaluations; the last epoch is always evaluated.
       on_epoch: called after each epoch, for a progress bar.
       watch: called after each epoch with its number, the parameters to evaluate at and
         the states of the optimizers, both with a leading axis of runs.
     """
-    steps_an_epoch = splits.images.shape[-2] // BATCH
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, epochs * steps_an_epoch)
+    steps_an_epoch = splits.images.shape[-2] // batch
+    schedule = optax.cosine_decay_schedule(learning_rate, epochs * steps_an_epoch)
     base = optax.chain(
         optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9)
     )
 
     def start(row: dict[str, jax.Array], seed: jax.Array, split: Split) -> Any:
         keys = _keys(seed)
-        params = init_mlp(keys[0])
+        params = init_mlp(keys[0], layers)
         labels = training_labels(split.labels, noise, seed)
         opt_state = make_optimizer(base, row, seed).init(params)
         return params, opt_state, labels, keys[2], jnp.zeros(())
@@ -170,7 +176,7 @@ def train(
         optimizer = optax.with_extra_args_support(make_optimizer(base, row, seed))
         key, order_key = jax.random.split(key)
         order = jax.random.permutation(order_key, len(labels))
-        batches = order[: steps_an_epoch * BATCH].reshape(steps_an_epoch, BATCH)
+        batches = order[: steps_an_epoch * batch].reshape(steps_an_epoch, batch)
 
         def step(carry: Any, indices: jax.Array) -> tuple[Any, None]:
             params, opt_state, gradients = carry
