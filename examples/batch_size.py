@@ -37,6 +37,7 @@ from flatness import data_of, loss_fn, of_seed
 from methods import METHODS, describe
 from rich.console import Console
 from rich.table import Table
+from rows import one_device_per_core
 from significance import paired_difference, standard_error
 
 import optax_vasso as ov
@@ -450,4 +451,5 @@ def report_tuning(path: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    one_device_per_core()
     run(main)

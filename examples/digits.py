@@ -5,7 +5,7 @@ divided by 16; with probability q a training label is replaced by a uniformly ra
 one. An MLP 64-256-256-10 with ReLU and He initialization is trained for 60 epochs in
 batches of 50 by SGD with momentum 0.9, weight decay 5e-4 and a cosine decay of the
 learning rate from 0.05 to 0. Runs that differ in seed or hyperparameters are the rows
-of one vmapped, compiled program.
+of one vmapped, compiled program, split over the devices.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rows import over_rows, split_rows
 from sklearn.datasets import load_digits
 
 import optax_vasso as ov
@@ -123,11 +124,8 @@ class Runs(NamedTuple):
     gradients: np.ndarray
 
 
-def train(
+def trainer(
     make_optimizer: MakeOptimizer,
-    hyperparameters: dict[str, np.ndarray],
-    seeds: np.ndarray,
-    splits: Split,
     noise: float,
     *,
     epochs: int = EPOCHS,
@@ -135,48 +133,55 @@ def train(
     learning_rate: float = LEARNING_RATE,
     layers: tuple[int, ...] = LAYERS,
     evaluate_every: int = 2,
-    on_epoch: Callable[[], Any] = lambda: None,
-    watch: Callable[[int, Params, optax.OptState], Any] | None = None,
-) -> Runs:
-    """Train one network for each row, all rows in one compiled program.
+) -> Callable[..., Runs]:
+    """What trains one network for each row, all rows in one compiled program.
 
     Args:
       make_optimizer: the optimizer of one row, made around the base optimizer.
-      hyperparameters: arrays (runs,), traced: any value costs no new compilation.
-      seeds: integers (runs,): they draw labels, initialization and batches, so rows of
-        the same seed differ in the optimizer alone and may be compared in pairs.
-      splits: one split for all rows, or one each, with a leading axis of runs.
       noise: share of the training labels that is replaced.
       epochs: how many times the training images are seen.
       batch: images a step; what is left of an epoch is left out.
       learning_rate: of the first step, from where it falls to 0.
       layers: widths of the MLP, from input to output.
       evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-      on_epoch: called after each epoch, for a progress bar.
-      watch: called after each epoch with its number, the parameters to evaluate at and
-        the states of the optimizers, both with a leading axis of runs.
+
+    Returns:
+      A function of
+
+      - hyperparameters: arrays (runs,), traced: any value costs no new compilation;
+      - seeds: integers (runs,): they draw labels, initialization and batches, so rows
+        of the same seed differ in the optimizer alone and may be compared in pairs;
+      - splits: one split for all rows, or one each, with a leading axis of runs;
+      - on_epoch: called after each epoch, for a progress bar;
+      - watch: called after each epoch with its number, the parameters to evaluate at
+        and the states of the optimizers, both with a leading axis of runs.
+
+      Called again with as many rows, it compiles nothing.
     """
-    steps_an_epoch = splits.images.shape[-2] // batch
-    schedule = optax.cosine_decay_schedule(learning_rate, epochs * steps_an_epoch)
-    base = optax.chain(
-        optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9)
-    )
+
+    def base(split: Split) -> optax.GradientTransformation:
+        steps = epochs * (len(split.labels) // batch)
+        schedule = optax.cosine_decay_schedule(learning_rate, steps)
+        return optax.chain(
+            optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9)
+        )
 
     def start(row: dict[str, jax.Array], seed: jax.Array, split: Split) -> Any:
         keys = _keys(seed)
         params = init_mlp(keys[0], layers)
         labels = training_labels(split.labels, noise, seed)
-        opt_state = make_optimizer(base, row, seed).init(params)
+        opt_state = make_optimizer(base(split), row, seed).init(params)
         return params, opt_state, labels, keys[2], jnp.zeros(())
 
     def run_epoch(
         carry: Any, row: dict[str, jax.Array], seed: jax.Array, split: Split
     ) -> Any:
         params, opt_state, labels, key, gradients = carry
-        optimizer = optax.with_extra_args_support(make_optimizer(base, row, seed))
+        optimizer = make_optimizer(base(split), row, seed)
+        optimizer = optax.with_extra_args_support(optimizer)
         key, order_key = jax.random.split(key)
         order = jax.random.permutation(order_key, len(labels))
-        batches = order[: steps_an_epoch * batch].reshape(steps_an_epoch, batch)
+        batches = order[: len(order) // batch * batch].reshape(-1, batch)
 
         def step(carry: Any, indices: jax.Array) -> tuple[Any, None]:
             params, opt_state, gradients = carry
@@ -203,46 +208,78 @@ def train(
         return ov.eval_params(carry[1], carry[0])
 
     def evaluate(carry: Any, split: Split) -> jax.Array:
-        return accuracy(
-            final_params(carry), split.evaluation_images, split.evaluation_labels
+        params = ov.eval_params(carry[1], carry[0])
+        return accuracy(params, split.evaluation_images, split.evaluation_labels)
+
+    start = over_rows(start)
+    run_epoch = over_rows(run_epoch, donate_argnums=0)
+    evaluate = over_rows(evaluate)
+    final_params = over_rows(final_params)
+
+    def train(
+        hyperparameters: dict[str, np.ndarray],
+        seeds: np.ndarray,
+        splits: Split,
+        *,
+        on_epoch: Callable[[], Any] = lambda: None,
+        watch: Callable[[int, Params, optax.OptState], Any] | None = None,
+    ) -> Runs:
+        count = len(seeds)
+        if splits.images.ndim == 2:
+            splits = jax.tree.map(
+                lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), splits
+            )
+        rows = split_rows(
+            (
+                {k: np.asarray(v, np.float32) for k, v in hyperparameters.items()},
+                np.asarray(seeds, np.int32),
+                splits,
+            )
         )
 
-    def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Eight rows at a time: their parameters stay in the cache.
-        def mapped(*rows: Any) -> Any:
-            return jax.lax.map(lambda row: function(*row), rows, batch_size=8)
+        def asked(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[:count], tree)
 
-        return mapped
-
-    start = jax.jit(over_rows(start))
-    run_epoch = jax.jit(over_rows(run_epoch), donate_argnums=0)
-    evaluate = jax.jit(over_rows(evaluate))
-    final_params_of_rows = jax.jit(over_rows(final_params))
-    if splits.images.ndim == 2:
-        splits = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape)), splits
+        carry = start(*rows)
+        history, evaluated = [], []
+        for epoch in range(1, epochs + 1):
+            carry = run_epoch(carry, *rows)
+            if epoch % evaluate_every == 0 or epoch == epochs:
+                history.append(np.asarray(evaluate(carry, rows[-1]))[:count])
+                evaluated.append(epoch)
+            else:
+                jax.block_until_ready(carry)
+            if watch is not None:
+                watch(epoch, asked(final_params(carry)), asked(carry[1]))
+            on_epoch()
+        steps = epochs * (splits.images.shape[-2] // batch)
+        return Runs(
+            accuracy=np.stack(history, axis=1),
+            epochs=np.array(evaluated),
+            params=jax.tree.map(np.asarray, asked(final_params(carry))),
+            gradients=np.asarray(carry[-1])[:count] / steps,
         )
 
-    rows = {name: jnp.asarray(v, jnp.float32) for name, v in hyperparameters.items()}
-    seeds = jnp.asarray(seeds, jnp.int32)
-    carry = start(rows, seeds, splits)
-    history, evaluated = [], []
-    for epoch in range(1, epochs + 1):
-        carry = run_epoch(carry, rows, seeds, splits)
-        if epoch % evaluate_every == 0 or epoch == epochs:
-            history.append(np.asarray(evaluate(carry, splits)))
-            evaluated.append(epoch)
-        else:
-            jax.block_until_ready(carry)
-        if watch is not None:
-            watch(epoch, final_params_of_rows(carry), carry[1])
-        on_epoch()
-    return Runs(
-        accuracy=np.stack(history, axis=1),
-        epochs=np.array(evaluated),
-        params=final_params_of_rows(carry),
-        gradients=np.asarray(carry[-1]) / (epochs * steps_an_epoch),
+    return train
+
+
+def train(
+    make_optimizer: MakeOptimizer,
+    hyperparameters: dict[str, np.ndarray],
+    seeds: np.ndarray,
+    splits: Split,
+    noise: float,
+    *,
+    epochs: int = EPOCHS,
+    evaluate_every: int = 2,
+    on_epoch: Callable[[], Any] = lambda: None,
+    watch: Callable[[int, Params, optax.OptState], Any] | None = None,
+) -> Runs:
+    """Train once with a :func:`trainer`."""
+    trained = trainer(
+        make_optimizer, noise, epochs=epochs, evaluate_every=evaluate_every
     )
+    return trained(hyperparameters, seeds, splits, on_epoch=on_epoch, watch=watch)
 
 
 def _keys(seed: jax.Array) -> jax.Array:

@@ -31,6 +31,7 @@ from label_noise import TUNED
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
+from rows import one_device_per_core
 from significance import standard_error
 
 import optax_vasso as ov
@@ -588,4 +589,5 @@ def measure_all(options: Any, results: dict[str, Any]) -> list[Trained]:
 
 
 if __name__ == "__main__":
+    one_device_per_core()
     run(main)

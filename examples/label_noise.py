@@ -30,6 +30,7 @@ from command_line import (
 from methods import METHODS, describe, make_optimizer
 from rich.console import Console
 from rich.table import Table
+from rows import one_device_per_core
 from significance import paired_difference, standard_error
 
 matplotlib.use("Agg")
@@ -72,7 +73,7 @@ TUNED = {
     "sam": Tuned(
         "SAM",
         "sam",
-        {"rho": [0.3, 0.35, 0.4, 0.45, 0.5, 0.6]},
+        {"rho": [0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8]},
         {0.5: {"rho": 0.5}, 0.75: {"rho": 0.35}},
     ),
     "friendly_sam": Tuned(
@@ -84,7 +85,7 @@ TUNED = {
     "vasso": Tuned(
         "VaSSO",
         "vasso",
-        {"rho": [0.6, 0.8, 1.0, 1.2], "theta": [0.05, 0.1, 0.2]},
+        {"rho": [0.4, 0.6, 0.8, 1.0, 1.2, 1.6], "theta": [0.05, 0.1, 0.2, 0.4]},
         {0.5: {"rho": 0.8, "theta": 0.2}, 0.75: {"rho": 1.2, "theta": 0.05}},
     ),
     "asam": Tuned("ASAM", "asam", {"rho": [1.5, 2.0, 3.0, 4.0]}, {0.75: {"rho": 3.0}}),
@@ -516,4 +517,5 @@ def report_tuning(path: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    one_device_per_core()
     run(main)

@@ -27,7 +27,7 @@ from optax_vasso.train_step import (
     build_train_step,
     init_train_state,
 )
-from optax_vasso.validation import check_hyperparameter
+from optax_vasso.validation import check_integer
 
 PyTree = Any
 REPLICATED = P()
@@ -182,7 +182,7 @@ def init_local_state(
       ValueError: if the optimizer has no ascent or does not average behind it, or the
         mesh does not have the axis, or has it in another size.
     """
-    check_hyperparameter("groups", groups, "an integer >= 1", lambda v: v >= 1)
+    check_integer("groups", groups, 1)
     state = init_train_state(params, optimizer, model_state=model_state, key=key)
     if not _contains(state.opt_state, SharpnessAwareState):
         raise ValueError(

@@ -10,7 +10,7 @@ import optax
 from optax_vasso import numerics
 from optax_vasso.gate import Gate, always
 from optax_vasso.validation import (
-    check_hyperparameter,
+    check_integer,
     check_params,
     require_params,
 )
@@ -114,9 +114,7 @@ def sharpness_aware(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, Algorithm 1.
     """
-    check_hyperparameter(
-        "ascent_steps", ascent_steps, "an integer >= 1", lambda v: v in range(1, 10**6)
-    )
+    check_integer("ascent_steps", ascent_steps, 1)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
     gate = always() if gate is None else gate

@@ -45,7 +45,10 @@ def check_not_negative(name: str, value: Hyperparameter) -> None:
 def check_integer(name: str, value: Hyperparameter, low: int) -> None:
     """A period or a count is an integer that is not below ``low``."""
     check_hyperparameter(
-        name, value, f"an integer >= {low}", lambda v: v >= low and v == int(v)
+        name,
+        value,
+        f"an integer >= {low}",
+        lambda v: v >= low and float(v).is_integer(),
     )
 
 

@@ -51,7 +51,11 @@ HYPERPARAMETERS = {
     "gates": [gate.all_of, gate.any_of],
     "ascent_steps": [
         make(ov.sharpness_aware, optax.sgd(0.1), ASCENT, ascent_steps=value)
-        for value in (0, -1, 1.5)
+        for value in (0, -1, 1.5, NAN, float("inf"))
+    ],
+    "groups": [
+        make(ov.init_local_state, PARAMS, optax.sgd(0.1), value)
+        for value in (0, 1.5, float("inf"))
     ],
 }
 
