@@ -61,7 +61,8 @@ GRIDS = {
     "vasso": {"rho": [0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2], "theta": [0.1, 0.4]},
 }
 PICKED = {
-    0.0: {"sgd": {}, "sam": {"rho": 0.1}, "vasso": {"rho": 0.1, "theta": 0.4}},
+    0.0: {"sgd": {}, "sam": {"rho": 0.3}, "vasso": {"rho": 0.3, "theta": 0.1}},
+    0.5: {"sgd": {}, "sam": {"rho": 0.3}, "vasso": {"rho": 0.3, "theta": 0.4}},
 }
 
 
@@ -89,17 +90,19 @@ def train(
 ) -> digits.Runs:
     """Train every seed of every setting, the settings one after another, in rows."""
     rows = [{"rho": 0.0, "theta": 1.0} | setting for setting in settings]
-    return digits.train(
+    trainer = digits.trainer(
         make_optimizer,
-        {name: np.repeat([r[name] for r in rows], seeds) for name in ("rho", "theta")},
-        np.tile(np.arange(seeds), len(rows)),
-        splits,
         noise,
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate(batch),
         layers=LAYERS,
         evaluate_every=epochs,
+    )
+    return trainer(
+        {name: np.repeat([r[name] for r in rows], seeds) for name in ("rho", "theta")},
+        np.tile(np.arange(seeds), len(rows)),
+        splits,
         on_epoch=on_epoch,
     )
 
@@ -237,17 +240,18 @@ def compare(results: dict[str, Any]) -> None:
     """Add the paired differences of the largest batch to the smallest, by method."""
     if results["seeds"] < 2:
         return
-    results["largest_minus_smallest"] = {
-        matched: {
+    results["largest_minus_smallest"] = {}
+    for matched in MATCHED:
+        if len(results[matched]) < 2:
+            continue
+        smallest, largest = (results[matched][i]["methods"] for i in (0, -1))
+        results["largest_minus_smallest"][matched] = {
             name: {
-                key: paired_difference(values, results[matched][0]["methods"][name][key])
-                for key, values in results[matched][-1]["methods"][name].items()
+                key: paired_difference(values, smallest[name][key])
+                for key, values in largest[name].items()
             }
             for name in LABELS
         }
-        for matched in MATCHED
-        if len(results[matched]) > 1
-    }
 
 
 SHOWN = {
