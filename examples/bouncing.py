@@ -296,7 +296,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Bounce, train, measure, print, draw, write."""
     options = parse_arguments(arguments)
     start = time.perf_counter()
-    ways = settings(options.epochs)
     results: dict[str, Any] = {
         "environment": environment(),
         "seeds": options.seeds,
@@ -304,6 +303,30 @@ def main(arguments: list[str] | None = None) -> int:
         "batches": {},
     }
     solutions: dict[str, list[digits.Params]] = {}
+    path = options.results / "bouncing.json"
+    try:
+        measure_all(options, results, solutions)
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+        raise
+    finally:
+        if "bouncing" in results:
+            results["seconds"] = round(time.perf_counter() - start, 1)
+            results["processor_seconds"] = round(time.process_time(), 1)
+            print_tables(results)
+            write_json(path, results)
+            print(f"Wrote {path} after {results['seconds']} s.")
+    draw_bouncing(results["bouncing"], options.results / "bouncing_steps.png")
+    draw_line(solutions, options.results / "bouncing_keskar.png")
+    print(f"Wrote {path.with_suffix('')}_steps.png and _keskar.png")
+    return 0
+
+
+def measure_all(
+    options: Any, results: dict[str, Any], solutions: dict[str, list[digits.Params]]
+) -> None:
+    """Fill ``results``, and keep what was trained in each way in ``solutions``."""
+    ways = settings(options.epochs)
     with progress_bar() as bar:
         bouncing = bar.add_task("bounce", total=1)
         tasks = {name: bar.add_task(name, total=options.seeds) for name in ways}
@@ -321,15 +344,6 @@ def main(arguments: list[str] | None = None) -> int:
                 "steps": steps,
                 "solutions": measured,
             }
-    draw_bouncing(results["bouncing"], options.results / "bouncing_steps.png")
-    draw_line(solutions, options.results / "bouncing_keskar.png")
-    results["seconds"] = round(time.perf_counter() - start, 1)
-    results["processor_seconds"] = round(time.process_time(), 1)
-    print_tables(results)
-    path = options.results / "bouncing.json"
-    write_json(path, results)
-    print(f"Wrote {path} and bouncing_*.png beside it in {results['seconds']} s.")
-    return 0
 
 
 if __name__ == "__main__":

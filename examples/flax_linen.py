@@ -91,12 +91,15 @@ def main() -> None:
         tx=ov.vasso(optax.sgd(0.05, momentum=0.9), rho=arguments.rho),
         batch_stats=variables["batch_stats"],
     )
-    for epoch in range(epochs):
-        key = jax.random.fold_in(jax.random.PRNGKey(2), epoch)
-        for batch in jax.random.permutation(key, train).reshape(-1, 50):
-            state, loss = train_step(state, images[batch], labels[batch])
-        held_out = float(accuracy(state, images[test], labels[test]))
-        print(f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}")
+    with command_line.progress_bar() as bar:
+        for epoch in bar.track(range(epochs), description="train"):
+            key = jax.random.fold_in(jax.random.PRNGKey(2), epoch)
+            for batch in jax.random.permutation(key, train).reshape(-1, 50):
+                state, loss = train_step(state, images[batch], labels[batch])
+            held_out = float(accuracy(state, images[test], labels[test]))
+            bar.console.print(
+                f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}"
+            )
 
 
 if __name__ == "__main__":

@@ -74,14 +74,17 @@ def main() -> None:
         ov.vasso(optax.sgd(0.05, momentum=0.9), rho=arguments.rho),
         wrt=nnx.Param,
     )
-    for epoch in range(epochs):
-        key = jax.random.fold_in(jax.random.PRNGKey(2), epoch)
-        network.train()
-        for batch in jax.random.permutation(key, train).reshape(-1, 50):
-            loss = train_step(network, optimizer, images[batch], labels[batch])
-        network.eval()
-        held_out = float(accuracy(network, images[test], labels[test]))
-        print(f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}")
+    with command_line.progress_bar() as bar:
+        for epoch in bar.track(range(epochs), description="train"):
+            key = jax.random.fold_in(jax.random.PRNGKey(2), epoch)
+            network.train()
+            for batch in jax.random.permutation(key, train).reshape(-1, 50):
+                loss = train_step(network, optimizer, images[batch], labels[batch])
+            network.eval()
+            held_out = float(accuracy(network, images[test], labels[test]))
+            bar.console.print(
+                f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}"
+            )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ import argparse
 import hashlib
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import command_line
@@ -25,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 from sklearn.datasets import load_digits
@@ -44,63 +42,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, help="of the checkpoints")
     parser.add_argument("--save-every", type=whole, default=100)
     parser.add_argument("--smoke", action="store_true", help="20 steps")
-    parser.add_argument("--pod", action="store_true", help="find the other hosts")
-    parser.add_argument("--coordinator", help="host:port of process 0")
-    parser.add_argument("--process-count", type=whole)
-    parser.add_argument("--process-id", type=int)
-    parser.add_argument("--local-processes", type=whole, help="start so many here")
-    parser.add_argument("--restarts", type=int, default=0, help="after a process died")
     parser.add_argument("--die-at", type=int, help="SIGKILL before this step, to try")
+    processes.add_options(parser)
     arguments = parser.parse_args()
-    alone = [arguments.coordinator, arguments.process_count, arguments.process_id]
-    if any(a is None for a in alone) and any(a is not None for a in alone):
-        parser.error(
-            "--coordinator, --process-count and --process-id go together: pass all"
-        )
+    processes.check(parser, arguments)
     if arguments.smoke:
         arguments.steps = min(arguments.steps, 20)
     return arguments
-
-
-def launch(arguments: argparse.Namespace) -> int:
-    """Start this file once for each process; start all again if one dies."""
-    given = sys.argv[1:]
-    for attempt in range(arguments.restarts + 1):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = ["--coordinator", f"127.0.0.1:{port}"]
-        common += ["--process-count", str(arguments.local_processes)]
-        workers = []
-        for i in range(arguments.local_processes):
-            own = [*strip(given, attempt), *common, "--process-id", str(i)]
-            workers.append(subprocess.Popen([sys.executable, __file__, *own]))
-        try:
-            while any(w.poll() is None for w in workers) and not any(
-                w.poll() for w in workers
-            ):
-                time.sleep(0.1)
-        finally:
-            for worker in workers:
-                # The others would wait for the one that died.
-                if worker.poll() is None:
-                    worker.kill()
-            codes = [worker.wait() for worker in workers]
-        if not any(codes):
-            return 0
-        print(f"A process died (exit codes {codes}).", file=sys.stderr)
-    return 1
-
-
-def strip(arguments: list[str], attempt: int) -> list[str]:
-    """The command line of a worker; only the first attempt is to die."""
-    removed = {"--local-processes", "--restarts"} | ({"--die-at"} if attempt else set())
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument.split("=")[0] not in removed:
-            kept.append(argument)
-        skip = argument in removed
-    return kept
 
 
 def loss_fn(params, model_state, batch, key):
@@ -195,16 +143,9 @@ def report(state: ov.TrainState, metrics) -> None:
 def main() -> int:
     """Start the other processes, or be one of them."""
     arguments = parse()
-    if arguments.local_processes and not arguments.coordinator:
-        return launch(arguments)
-    if arguments.coordinator:
-        if jax.config.jax_platforms in (None, "", "cpu"):
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            arguments.coordinator, arguments.process_count, arguments.process_id
-        )
-    elif arguments.pod:
-        jax.distributed.initialize()
+    if processes.starts_others(arguments):
+        return processes.launch(__file__, sys.argv[1:], arguments, ("--die-at",))
+    processes.join(arguments)
     train(arguments)
     return 0
 

@@ -68,6 +68,17 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
       ValueError: if alpha is negative or not finite; at ``update``, if it is not
         called from inside :func:`optax_vasso.sharpness_aware`.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import gsam_descent
+      >>> clean, perturbed = jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])
+      >>> descent = gsam_descent(alpha=0.3)
+      >>> direction, _ = descent.update(
+      ...     perturbed, descent.init(clean), clean_grads=clean, ascended=True
+      ... )
+      >>> print(direction)
+      [ 2.  -0.3]
+
     References:
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
@@ -95,6 +106,19 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
     Raises:
       ValueError: if gamma is outside [0, 1); at ``update``, if it is not called from
         inside :func:`optax_vasso.sharpness_aware`.
+
+    Examples:
+      γ = 3/4 goes three times as far from the clean to the perturbed gradient as SAM:
+
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import weighted_descent
+      >>> clean, perturbed = jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])
+      >>> descent = weighted_descent(gamma=0.75)
+      >>> direction, _ = descent.update(
+      ...     perturbed, descent.init(clean), clean_grads=clean, ascended=True
+      ... )
+      >>> print(direction)
+      [1. 4.]
 
     References:
       Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a

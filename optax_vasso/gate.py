@@ -67,6 +67,18 @@ def every(k: int) -> Gate:
 
     Raises:
       ValueError: if k is not an integer >= 1.
+
+    Examples:
+      >>> from optax_vasso import gate
+      >>> every_third = gate.every(3)
+      >>> state = every_third.init()
+      >>> for _ in range(4):
+      ...     ascend, state = every_third.update(state)
+      ...     print(ascend)
+      True
+      False
+      False
+      True
     """
     check_integer("k", k, 1)
     return _counting(lambda step: step % k == 0)
@@ -119,7 +131,22 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
 
 
 def all_of(*gates: Gate) -> Gate:
-    """Ascend when every one of the gates is open."""
+    """Ascend when every one of the gates is open.
+
+    Examples:
+      Plain training for two steps, then every second one:
+
+      >>> from optax_vasso import gate
+      >>> late = gate.all_of(gate.from_step(2), gate.every(2))
+      >>> state = late.init()
+      >>> for _ in range(4):
+      ...     ascend, state = late.update(state)
+      ...     print(ascend)
+      False
+      False
+      True
+      False
+    """
     return _joined(gates, jnp.logical_and)
 
 

@@ -46,6 +46,19 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     Raises:
       ValueError: if count is not an integer >= 1; when the step is first called, if
         count does not divide the batch.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import microbatched, whole_batch
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.mean((batch - params) ** 2), (model_state, ())
+      >>> params, batch = jnp.zeros(()), jnp.arange(8.0)
+      >>> for gradient in (whole_batch, microbatched(4)):
+      ...     (loss, _), grads = gradient(loss_fn)(params, (), batch, None)
+      ...     print(loss, grads)
+      17.5 -7.0
+      17.5 -7.0
     """
     check_integer("count", count, 1)
 
@@ -121,6 +134,16 @@ def part_of_batch(
     Raises:
       ValueError: if fraction is outside (0, 1]; when the step is first called, if
         fraction times the batch is not a whole number of examples.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import part_of_batch
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.mean(batch * params), (model_state, ())
+      >>> gradient = part_of_batch(0.25)(loss_fn)
+      >>> _, grads = gradient(jnp.ones(()), (), jnp.arange(8.0), None)
+      >>> print(grads)  # the mean of examples 0 and 4
+      2.0
     """
     check_hyperparameter("fraction", fraction, "in (0, 1]", lambda v: 0 < v <= 1)
     share = fractions.Fraction(fraction).limit_denominator(10**6)

@@ -123,6 +123,19 @@ def lagged_eval_params(state: optax.OptState, params: PyTree) -> PyTree:
 
     Raises:
       ValueError: if the state holds no :class:`LaggedState`, or more than one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import lagged, lagged_eval_params, sam_perturb
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = lagged(optax.sgd(0.1), sam_perturb(rho=0.5))
+      >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(params, state.perturbation)
+      [3. 4.] [0.3 0.4]
+      >>> print(lagged_eval_params(state, params))
+      [2.7 3.6]
     """
     found = find_states(state, LaggedState)
     if len(found) != 1:

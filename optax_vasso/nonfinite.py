@@ -60,6 +60,18 @@ def skip_nonfinite(
 
     Raises:
       ValueError: if max_consecutive is not an integer >= 0.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import sam, skip_nonfinite
+      >>> optimizer = skip_nonfinite(sam(optax.sgd(0.1), rho=0.05))
+      >>> params = jnp.array([1.0, 2.0])
+      >>> state = optimizer.init(params)
+      >>> overflows = lambda x: x / 0.0  # in the perturbed pass only
+      >>> updates, state = optimizer.update(params, state, params, grad_fn=overflows)
+      >>> print(updates, state.finite, state.total)
+      [0. 0.] False 1
     """
     check_integer("max_consecutive", max_consecutive, 0)
     optimizer = optax.with_extra_args_support(optimizer)

@@ -90,6 +90,23 @@ def in_float32(
 
     Args:
       optimizer: any optimizer, typically a sharpness-aware one.
+
+    Examples:
+      Near 1 a bfloat16 has neighbours at 1/128: a perturbation of 1/1000 is lost in it.
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import in_float32, sam
+      >>> params = jnp.ones(4, jnp.bfloat16)
+      >>> grad_fn = lambda x: 1000 * (x - 1)
+      >>> plain = sam(optax.sgd(0.5), rho=0.002)
+      >>> for optimizer in (plain, in_float32(plain)):
+      ...     updates, _ = optimizer.update(
+      ...         jnp.ones_like(params), optimizer.init(params), params, grad_fn=grad_fn
+      ...     )
+      ...     print(abs(updates))
+      [0 0 0 0]
+      [0.5 0.5 0.5 0.5]
     """
     optimizer = optax.with_extra_args_support(optimizer)
 

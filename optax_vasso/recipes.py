@@ -23,6 +23,28 @@ def sam(
 ) -> optax.GradientTransformationExtraArgs:
     """Sharpness-aware minimization: ε = ρ g/‖g‖.
 
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import sam
+      >>> grad_fn = jax.grad(lambda x: jnp.sum(x**2) / 2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = sam(optax.sgd(0.1), rho=0.5)
+      >>> updates, state = optimizer.update(
+      ...     grad_fn(params), optimizer.init(params), params, grad_fn=grad_fn
+      ... )
+      >>> print(updates)  # −0.1 times the gradient at (3.3, 4.4)
+      [-0.33 -0.44]
+
     References:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021.
@@ -38,6 +60,33 @@ def vasso(
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM with variance suppression: ε = ρ d/‖d‖, d a moving average of g.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
+      accumulator_dtype: dtype of the average; by default that of the parameters.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import vasso
+      >>> grad_fn = jax.grad(lambda x: jnp.sum(x**2) / 2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = vasso(optax.sgd(0.1), rho=0.5, theta=0.4)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(
+      ...         grad_fn(params), state, params, grad_fn=grad_fn
+      ...     )
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params, state.metrics.perturbation_norm)
+      [2.11 2.81] 0.5
 
     References:
       Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
@@ -57,6 +106,34 @@ def evasso(
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO on a random share of the steps: 1 + probability gradients a step.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
+      probability: of an ascent, in (0, 1].
+      seed: of the gate, as in :func:`optax_vasso.gate.bernoulli`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import evasso
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = evasso(optax.sgd(0.1), rho=0.5, theta=0.4, probability=0.5)
+      >>> @jax.jit
+      ... def step(state):
+      ...     return optimizer.update(params, state, params, grad_fn=lambda x: x)[1]
+      >>> state, ascended = optimizer.init(params), 0
+      >>> for _ in range(20):
+      ...     state = step(state)
+      ...     ascended += int(state.metrics.ascended)
+      >>> 0 < ascended < 20
+      True
 
     References:
       Li et al., `VASSO: Variance Suppression for Sharpness-Aware Minimization
@@ -78,6 +155,29 @@ def lagged_vasso(
 
     Between steps the loop's parameters are perturbed: evaluate
     :func:`optax_vasso.lagged_eval_params`.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import lagged_eval_params, lagged_vasso
+      >>> grad_fn = jax.grad(lambda x: jnp.sum(x**2) / 2)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = lagged_vasso(optax.sgd(0.1), rho=0.5, theta=0.4)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = optimizer.update(grad_fn(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params, lagged_eval_params(state, params))
+      [2.7 3.6] [2.4 3.2]
     """
     return lagged(optimizer, optax.chain(unbuffered_vasso_ema(theta), sam_perturb(rho)))
 
@@ -91,6 +191,17 @@ def friendly_sam(
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM along the noise of the batch: ε = ρ n/‖n‖, n = g − σ m.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      sigma: share of the average that is taken away, as in :func:`friendly_noise`.
+      lmbda: decay of the average, in [0, 1).
+      accumulator_dtype: dtype of the average; by default that of the parameters.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
 
     References:
       Li et al., `Friendly Sharpness-Aware Minimization
@@ -111,6 +222,16 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
     """SAM in proportion to the weights: ε = ρ T² g/‖T g‖, T = abs(x) + η.
 
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      eta: what is added to abs(x), >= 0, as in :func:`asam_perturb`.
+      mask: which leaves are rescaled; by default all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
     References:
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
       Learning of Deep Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
@@ -125,6 +246,15 @@ def fisher_sam(
 ) -> optax.GradientTransformationExtraArgs:
     """SAM in the metric of the diagonal Fisher information.
 
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      eta: weight of the Fisher information, >= 0, as in :func:`fisher_perturb`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
     References:
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
       <https://arxiv.org/abs/2206.04920>`_, 2022.
@@ -138,6 +268,15 @@ def gsam(
     alpha: Hyperparameter = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM that also descends the surrogate gap.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      alpha: weight of the surrogate gap, >= 0, as in :func:`gsam_descent`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
 
     References:
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -155,6 +294,30 @@ def looksam(
     k: int = 5,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM every k steps, its slow component reused between: 1 + 1/k gradients a step.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      alpha: weight of the reused component, >= 0, as in :func:`looksam_descent`.
+      k: the period of the ascent in steps, >= 1.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import looksam
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = looksam(optax.sgd(0.1), rho=0.5, k=3)
+      >>> state = optimizer.init(params)
+      >>> ascended = []
+      >>> for _ in range(4):
+      ...     _, state = optimizer.update(params, state, params, grad_fn=lambda x: x)
+      ...     ascended.append(bool(state.metrics.ascended))
+      >>> ascended
+      [True, False, False, True]
 
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization

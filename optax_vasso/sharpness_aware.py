@@ -110,6 +110,29 @@ def sharpness_aware(
         parameters have no leaves or an integer leaf; at ``update``, if ``params`` or
         ``grad_fn`` is missing, or ``grad_fn`` returns another tree.
 
+    Examples:
+      Weighted SAM with variance suppression, every second step:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_vasso as ov
+      >>> optimizer = ov.sharpness_aware(
+      ...     optax.chain(ov.weighted_descent(gamma=0.7), optax.sgd(0.1)),
+      ...     optax.chain(ov.vasso_ema(theta=0.4), ov.sam_perturb(rho=0.1)),
+      ...     gate=ov.gate.every(2),
+      ... )
+      >>> params = jnp.array([3.0, 4.0])
+      >>> state = optimizer.init(params)
+      >>> grad_fn = jax.value_and_grad(lambda x: jnp.sum(x**2) / 2)
+      >>> for _ in range(2):
+      ...     loss, grads = grad_fn(params)
+      ...     updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(state.metrics.ascended, state.metrics.perturbation_norm)
+      True 0.1
+      False 0.0
+
     References:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, Algorithm 1.

@@ -69,6 +69,18 @@ def vasso_ema(
       ValueError: if theta is a number outside (0, 1]; at ``init``, if the parameters
         have no leaves or an integer leaf; at ``update``, if the tree has changed.
 
+    Examples:
+      What differs between two batches cancels, what they share stays:
+
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import vasso_ema
+      >>> smooth = vasso_ema(theta=0.5)
+      >>> state = smooth.init(jnp.zeros(2))
+      >>> for grads in (jnp.array([1.0, 1.0]), jnp.array([1.0, -1.0])):
+      ...     direction, state = smooth.update(grads, state)
+      >>> print(direction)
+      [1. 0.]
+
     References:
       Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
       Suppression <https://arxiv.org/abs/2309.15639>`_, 2023, Algorithm 1.
@@ -123,6 +135,18 @@ def friendly_noise(
       ValueError: if sigma is not a finite number >= 0 or lmbda is outside [0, 1); at
         ``init``, if the parameters have no leaves or an integer leaf; at ``update``,
         if the tree has changed.
+
+    Examples:
+      What two batches share is taken away, what only the second has stays:
+
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import friendly_noise
+      >>> noise = friendly_noise(sigma=1.0, lmbda=0.6)
+      >>> state = noise.init(jnp.zeros(2))
+      >>> for grads in (jnp.array([1.0, 1.0]), jnp.array([1.0, -1.0])):
+      ...     direction, state = noise.update(grads, state)
+      >>> print(direction)
+      [ 0. -2.]
 
     References:
       Li et al., `Friendly Sharpness-Aware Minimization

@@ -151,6 +151,24 @@ def make_train_step(
     Raises:
       ValueError: when it is first called, if ``ascent_gradient`` is given with an
         optimizer that does not ascend; if the loss is not a scalar, a TypeError of JAX.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optax_vasso as ov
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     predictions = batch["x"] @ params
+      ...     loss = jnp.mean((predictions - batch["y"]) ** 2)
+      ...     return loss, (model_state, {"predictions": predictions})
+      >>> batch = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0])}
+      >>> optimizer = ov.vasso(optax.sgd(0.1), rho=0.05)
+      >>> train_step = ov.make_train_step(loss_fn, optimizer)
+      >>> state = ov.init_train_state(jnp.zeros(2), optimizer)
+      >>> state, metrics = train_step(state, batch)
+      >>> print(metrics["loss"], metrics["perturbed_loss"])
+      2.5 2.613
+      >>> print(metrics["aux"]["predictions"])
+      [0. 0.]
     """
     step = build_train_step(
         loss_fn,

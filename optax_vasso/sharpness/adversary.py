@@ -82,6 +82,19 @@ def friendliness(
     Raises:
       ValueError: for a loss that is not a scalar, no batches, parameters that are not
         finite.
+
+    Examples:
+      What raises the loss of the batch at −1 lowers that of the batch at 1:
+
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((params - batch) ** 2)
+      >>> found = sharpness.friendliness(
+      ...     loss_fn, jnp.zeros(()), jnp.array(0.1), [-jnp.ones(1), jnp.ones(1)]
+      ... )
+      >>> print(found.lowered, found.rises)
+      0.5 [ 0.21 -0.19]
     """
     groups = data.checked_batches(loss_fn, params, batches)
     return _friendliness(Partial(loss_fn), params, perturbation, groups)

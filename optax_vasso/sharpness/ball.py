@@ -90,6 +90,16 @@ def ascent_sharpness(
       ValueError: for a radius that is not positive, another p, a loss that is not a
         scalar, no batches, parameters that are not finite.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(jnp.array([4.0, 1.0]) * params**2) / 2
+      >>> params = jnp.array([1.0, 0.0])
+      >>> found = sharpness.ascent_sharpness(loss_fn, params, None, rho=0.1)
+      >>> print(found.rise, found.perturbation)
+      0.42 [0.1 0. ]
+
     References:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
@@ -141,6 +151,19 @@ def worst_sharpness(
 
     Raises:
       ValueError: as :func:`ascent_sharpness`, and for counts below 1.
+
+    Examples:
+      At a minimum it is ½ρ²λ_max, where the gradient leads nowhere:
+
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(jnp.array([4.0, 1.0]) * params**2) / 2
+      >>> params = jnp.zeros(2)
+      >>> print(sharpness.worst_sharpness(loss_fn, params, None, rho=0.1).rise)
+      0.02
+      >>> print(sharpness.ascent_sharpness(loss_fn, params, None, rho=0.1).rise)
+      0.0
     """
     loss, groups, scale = _checked(loss_fn, params, batches, rho, p, scale)
     data.check_at_least("num_steps", num_steps, 1)

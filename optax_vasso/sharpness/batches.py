@@ -52,6 +52,13 @@ def split_batches(data: Batch, batch_size: int) -> list[Batch]:
 
     Raises:
       ValueError: for a batch size below 1, and where the first axes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> from optax_vasso import sharpness
+      >>> data = {"x": np.zeros((10, 3)), "y": np.zeros(10)}
+      >>> [len(batch["y"]) for batch in sharpness.split_batches(data, 4)]
+      [4, 4, 2]
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")

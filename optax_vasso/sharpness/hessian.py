@@ -40,8 +40,8 @@ def hessian(
         closed over: it must not depend on the batch.
       params: a tree of float32 or float64 arrays.
       batches: a list or an iterator of batches, or one batch (a tuple, a dictionary or
-        an array); see :func:`~optax_vasso.sharpness.batches.stack_batches`. They are
-        held in memory together.
+        an array); ``None`` for a loss that takes no data. They are held in memory
+        together.
 
     Returns:
       A function of a tree like ``params`` that returns another.
@@ -52,6 +52,15 @@ def hessian(
       TypeError: if JAX cannot differentiate the gradient, as where a
         :func:`jax.custom_vjp` wraps what has no derivative of its own (a kernel, a
         callback); :func:`hessian_by_differences` needs the gradient alone.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(jnp.array([4.0, 1.0]) * params**2) / 2
+      >>> curvature = sharpness.hessian(loss_fn, jnp.zeros(2), None)
+      >>> print(curvature(jnp.array([1.0, 1.0])))
+      [4. 1.]
     """
     groups = data.checked_batches(loss_fn, params, batches)
     matvec = Partial(_hessian_product, Partial(loss_fn), params, groups)

@@ -93,6 +93,15 @@ def between(
     Raises:
       ValueError: as :func:`along`.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(params**2)
+      >>> start, end = jnp.zeros(1), jnp.array([2.0])
+      >>> print(sharpness.between(loss_fn, start, end, None, alphas=[0, 0.5, 1]).losses)
+      [0. 1. 4.]
+
     References:
       Keskar et al., `On Large-Batch Training for Deep Learning: Generalization Gap and
       Sharp Minima <https://arxiv.org/abs/1609.04836>`_, 2017

@@ -91,6 +91,17 @@ def largest_eigenpairs(
       ValueError: if k is below 1 or above the number of parameters, or ``num_matvecs``
         outside of [k, number of parameters].
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(jnp.array([4.0, 1.0]) * params**2) / 2
+      >>> params = jnp.zeros(2)
+      >>> curvature = sharpness.hessian(loss_fn, params, None)
+      >>> top = sharpness.largest_eigenpairs(curvature, params)
+      >>> print(top.values, abs(top.vectors))
+      [4.] [[1. 0.]]
+
     References:
       Lanczos, `An iteration method for the solution of the eigenvalue problem
       <https://doi.org/10.6028/jres.045.026>`_, 1950
@@ -136,6 +147,16 @@ def trace(
     Raises:
       ValueError: for fewer than two samples.
       ImportError: without matfree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sharpness
+      >>> def loss_fn(params, batch):
+      ...     return jnp.sum(jnp.array([4.0, 1.0]) * params**2) / 2
+      >>> params = jnp.zeros(2)
+      >>> curvature = sharpness.hessian(loss_fn, params, None)
+      >>> print(sharpness.trace(curvature, params).mean)
+      5.0
 
     References:
       Hutchinson, `A Stochastic Estimator of the Trace of the Influence Matrix

@@ -1,0 +1,96 @@
+"""The documentation site: `sphinx-build -W --keep-going -b html docs <folder>`.
+
+The pages are Markdown that also reads well without a site. Nothing here needs the
+network, neither to build the pages nor to read them.
+"""
+
+import html
+import re
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.writers.html5 import HTML5Translator
+
+import optax_vasso
+
+logger = logging.getLogger(__name__)
+
+project = "optax_vasso"
+author = "The optax_vasso authors"
+copyright = author
+version = release = optax_vasso.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "jupyter_execute"]
+# Inventories of Optax's and JAX's pages would have to be fetched: names of others
+# are left without links, and those of this package must all be found.
+nitpicky = True
+# The navigation may name a page before it is written.
+suppress_warnings = ["toc.not_readable", "toc.empty_glob"]
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|flax|jax|matplotlib|numpy|optax|typing)\..*"),
+    ("py:.*", r"(Array|Axes|Mesh|PartitionSpec)"),
+]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_fence_as_directive = ["math"]  # GitHub's spelling of displayed mathematics
+myst_heading_anchors = 4
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say more, shapes and dtypes
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+add_module_names = False
+
+html_theme = "furo"
+html_title = "optax_vasso"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+html_show_sourcelink = False
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
+    """Write MathML, which browsers draw without a script from elsewhere."""
+    translator.body.append(mathml(node))
+    raise nodes.SkipNode
+
+
+def displayed_math(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """As above, on lines of its own."""
+    translator.body.append(translator.starttag(node, "div", "", CLASS="math"))
+    translator.body.append(mathml(node) + "</div>\n")
+    raise nodes.SkipNode
+
+
+def mathml(node: nodes.Element) -> str:
+    displayed = isinstance(node, nodes.math_block)
+    # Displayed mathematics is set as one `align*` whatever surrounds it.
+    text = re.sub(r"\\(begin|end){(align|equation)\*?}", "", node.astext())
+    try:
+        return tex2mathml(text, as_block=displayed)
+    except MathError as error:
+        logger.warning("%s in %r", error, text, location=node)
+        return html.escape(node.astext())
+
+
+def setup(app: Sphinx) -> None:
+    """Register the renderer of mathematics."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
