@@ -44,7 +44,7 @@ import optax_vasso as ov
 from optax_vasso import sharpness
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib import pyplot as plt, ticker
 
 BATCH_SIZES = (10, 25, 50, 100, 250, 1000)
 # Where the learning rate is that of digits.py, and where ρ and θ are picked. All batch
@@ -256,7 +256,7 @@ def compare(results: dict[str, Any]) -> None:
 
 SHOWN = {
     "test_accuracy": ("test accuracy\n(%)", 1),
-    "train_loss": ("training loss\n(nats)", 4),
+    "train_loss": ("training loss\n(nats)", 3),
     "accuracy_gap": ("accuracy gap\n(points)", 1),
     "loss_gap": ("loss gap\n(nats)", 3),
     "lambda_max": ("λ_max of\nthe Hessian", 2),
@@ -266,7 +266,7 @@ SHOWN = {
 
 def print_tables(results: dict[str, Any]) -> None:
     """A table for each of the two ways of matching; a row a batch size and method."""
-    console = Console(width=None if Console().is_terminal else 130)
+    console = Console(width=None if Console().is_terminal else 140)
     for matched in MATCHED:
         table = Table(
             title=f"Digits, {results['noise']:.0%} of the training labels random, "
@@ -295,7 +295,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     rows = {
         "test_accuracy": "test accuracy (%)",
         "loss_gap": "test − training loss\n(nats)",
-        "lambda_max": "λ_max of the Hessian",
+        "lambda_max": "λ_max of the Hessian\n(nats per squared unit of x)",
         "keskar": "Keskar's sharpness (%)",
     }
     figure, axes = plt.subplots(
@@ -330,6 +330,9 @@ def draw(path: Path, results: dict[str, Any]) -> None:
         ax.minorticks_off()
         if key in ("lambda_max", "keskar"):
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(ticker.NullFormatter())
         if i == 0:
             ax.set_title(f"{matched} matched")
         if j == 0:

@@ -54,8 +54,9 @@ from matplotlib import pyplot as plt
 ANGLES = (0, 15, 30, 45, 60, 75)
 LAYERS = (64, 64, 64, 10)
 HELD_OUT = 0.2
-RADII = (0.1, 0.2, 0.4, 0.8)
+RADII = (0.025, 0.05, 0.1, 0.2, 0.4)
 THETAS = (0.1, 0.4)
+LABELS = {name: method.label for name, method in METHODS.items()} | {"base": "SGD"}
 WEIGHT_DECAY = 5e-4
 SEGMENT = 100  # steps between two moves of the progress bar
 
@@ -387,7 +388,7 @@ def train_method(
             gradients[place] = trained.gradients[row]
     best = select(validation)
     return {
-        "label": METHODS[method].label if method != "base" else "SGD",
+        "label": LABELS[method],
         "points": points,
         "validation": validation.mean(axis=2).tolist(),
         "picked": {
@@ -425,13 +426,13 @@ def compare_to_sam(methods: dict[str, dict]) -> None:
 def print_tables(results: dict[str, Any]) -> None:
     """Accuracy by unseen domain, and what was picked for each."""
     methods, names = results["methods"], results["domains"]
-    console = Console(width=None if Console().is_terminal else 130)
+    console = Console(width=None if Console().is_terminal else 140)
     table = Table(
         title=f"Accuracy in percent on the unseen domain, {results['seeds']} seeds, "
         "mean ± standard error"
     )
     table.add_column("method")
-    for name in (*names, "average", "paired difference to SAM", "p", "gradients/step"):
+    for name in (*names, "average", "paired − SAM", "p", "grads/step"):
         table.add_column(name, justify="right")
     for summary in methods.values():
         difference = summary.get("difference_to_sam")
@@ -470,7 +471,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
             [np.mean(c) for c in columns],
             yerr=[standard_error(c) for c in columns],
             color=METHODS[method].color,
-            marker="osv^D<>PX*"[i],
+            marker="os^vD<>PX*"[i],
             linestyle="none",
             markersize=5,
             capsize=2,
@@ -613,9 +614,7 @@ def train_all(options: Any, methods: dict[str, dict]) -> None:
         for method in options.methods:
             trainings = len(grid(method)) * len(data.names) * options.seeds
             parts = -(-trainings // (options.rows_at_once or trainings))
-            tasks[method] = bar.add_task(
-                METHODS[method].label, total=parts * options.steps
-            )
+            tasks[method] = bar.add_task(LABELS[method], total=parts * options.steps)
         for method, task in tasks.items():
             train = trainer(
                 options.network,
