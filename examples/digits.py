@@ -74,15 +74,15 @@ def training_labels(labels: jax.Array, noise: float, seed: jax.Array) -> jax.Arr
     return randomize_labels(labels, noise, _keys(seed)[1])
 
 
-def init_mlp(key: jax.Array) -> Params:
+def init_mlp(key: jax.Array, layers: tuple[int, ...] = LAYERS) -> Params:
     """He initialization: kernels of variance 2/fan-in, biases 0."""
-    keys = jax.random.split(key, len(LAYERS) - 1)
+    keys = jax.random.split(key, len(layers) - 1)
     return [
         {
             "kernel": jax.random.normal(k, (n_in, n_out)) * np.sqrt(2 / n_in),
             "bias": jnp.zeros(n_out),
         }
-        for k, n_in, n_out in zip(keys, LAYERS[:-1], LAYERS[1:], strict=True)
+        for k, n_in, n_out in zip(keys, layers[:-1], layers[1:], strict=True)
     ]
 
 
@@ -129,6 +129,9 @@ def trainer(
     noise: float,
     *,
     epochs: int = EPOCHS,
+    batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
+    layers: tuple[int, ...] = LAYERS,
     evaluate_every: int = 2,
 ) -> Callable[..., Runs]:
     """What trains one network for each row, all rows in one compiled program.
@@ -137,6 +140,9 @@ def trainer(
       make_optimizer: the optimizer of one row, made around the base optimizer.
       noise: share of the training labels that is replaced.
       epochs: how many times the training images are seen.
+      batch: images a step; what is left of an epoch is left out.
+      learning_rate: of the first step, from where it falls to 0.
+      layers: widths of the MLP, from input to output.
       evaluate_every: epochs between evaluations; the last epoch is always evaluated.
 
     Returns:
@@ -154,15 +160,15 @@ def trainer(
     """
 
     def base(split: Split) -> optax.GradientTransformation:
-        steps = epochs * (len(split.labels) // BATCH)
-        schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
+        steps = epochs * (len(split.labels) // batch)
+        schedule = optax.cosine_decay_schedule(learning_rate, steps)
         return optax.chain(
             optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9)
         )
 
     def start(row: dict[str, jax.Array], seed: jax.Array, split: Split) -> Any:
         keys = _keys(seed)
-        params = init_mlp(keys[0])
+        params = init_mlp(keys[0], layers)
         labels = training_labels(split.labels, noise, seed)
         opt_state = make_optimizer(base(split), row, seed).init(params)
         return params, opt_state, labels, keys[2], jnp.zeros(())
@@ -175,7 +181,7 @@ def trainer(
         optimizer = optax.with_extra_args_support(optimizer)
         key, order_key = jax.random.split(key)
         order = jax.random.permutation(order_key, len(labels))
-        batches = order[: len(order) // BATCH * BATCH].reshape(-1, BATCH)
+        batches = order[: len(order) // batch * batch].reshape(-1, batch)
 
         def step(carry: Any, indices: jax.Array) -> tuple[Any, None]:
             params, opt_state, gradients = carry
@@ -246,7 +252,7 @@ def trainer(
             if watch is not None:
                 watch(epoch, asked(final_params(carry)), asked(carry[1]))
             on_epoch()
-        steps = epochs * (splits.images.shape[-2] // BATCH)
+        steps = epochs * (splits.images.shape[-2] // batch)
         return Runs(
             accuracy=np.stack(history, axis=1),
             epochs=np.array(evaluated),

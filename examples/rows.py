@@ -20,26 +20,33 @@ def one_device_per_core() -> None:
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
-def over_rows(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def over_rows(
+    function: Callable[..., Any], *, shared: int = 0, **options: Any
+) -> Callable[..., Any]:
     """``function`` of one row, mapped over the rows of :func:`split_rows` and compiled.
 
     Args:
       function: trees of arrays -> a tree of arrays.
+      shared: how many of its first arguments are the same for all rows, as a data set.
       **options: of ``jax.jit``.
     """
     mesh = _mesh()
 
-    def mapped(*rows: PyTree) -> PyTree:
+    def mapped(same: tuple[PyTree, ...], rows: tuple[PyTree, ...]) -> PyTree:
         at_once = _at_once(len(jax.tree.leaves(rows)[0]))
-        return jax.lax.map(lambda row: function(*row), rows, batch_size=at_once)
+        return jax.lax.map(lambda row: function(*same, *row), rows, batch_size=at_once)
 
     spec = PartitionSpec("rows")
     # The rows know nothing of each other, so there is nothing to check.
+    split = jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), spec),
+        out_specs=spec,
+        check_vma=False,
+    )
     return jax.jit(
-        jax.shard_map(
-            mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-        ),
-        **options,
+        lambda *arguments: split(arguments[:shared], arguments[shared:]), **options
     )
 
 
