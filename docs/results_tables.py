@@ -228,6 +228,41 @@ def char_lm() -> str:
     return markdown(header, rows)
 
 
+def domains() -> str:
+    """Accuracy on unseen domains, averaged over which one is unseen."""
+    rows = []
+    for method in load("domain_generalization")["methods"].values():
+        difference = method.get("difference_to_sam")
+        rows.append(
+            [
+                method["label"],
+                f"{method['gradients_per_step']:.1f}",
+                plus_minus(method["average"]),
+                f"{signed(difference['mean'], 1, '+')} ± "
+                f"{difference['standard_error']:.1f}"
+                if difference
+                else "",
+                f"{difference['p_two_sided']:.1g}" if difference else "",
+            ]
+        )
+    header = ["", "gradients a step", "average (%)", "paired difference to SAM", "p"]
+    return markdown(header, rows)
+
+
+def batch_size(noise: str) -> str:
+    """Test accuracy and λ_max of each method by batch size."""
+    found = load(f"batch_size_{noise}")
+    sizes = [row["batch_size"] for row in found["epochs"]]
+    rows = []
+    for key, name in (("test_accuracy", "test accuracy (%)"), ("lambda_max", "λ_max")):
+        for method, label in (("sgd", "SGD"), ("sam", "SAM"), ("vasso", "VaSSO")):
+            for matched in ("epochs", "updates"):
+                values = (row["methods"][method][key] for row in found[matched])
+                cells = (plus_minus(seeds) for seeds in values)
+                rows.append([name, label, matched, *cells])
+    return markdown(["", "method", "matched", *(f"{size}" for size in sizes)], rows)
+
+
 def lagged_feeding() -> str:
     """Validation accuracy by how often the average is fed a clean gradient."""
     by_noise = {
@@ -460,6 +495,8 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     "sweep": lambda: sweep("sweep"),
     "sweep_wide": lambda: sweep("sweep_wide"),
+    "batch_size_0": lambda: batch_size("0"),
+    "batch_size_0.5": lambda: batch_size("0.5"),
     "step_cost_128": lambda: step_cost(128),
     "step_cost_256": lambda: step_cost(256),
     **{
@@ -469,6 +506,7 @@ TABLES: dict[str, Callable[[], str]] = {
             sweep_cost,
             radius_warmup,
             char_lm,
+            domains,
             lagged_feeding,
             flatness,
             stability,
