@@ -89,7 +89,7 @@ TUNED = {
     "vasso": Tuned(
         "VaSSO",
         "vasso",
-        {"rho": [0.4, 0.6, 0.8, 1.0, 1.2, 1.6], "theta": [0.05, 0.1, 0.2, 0.4]},
+        {"rho": [0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.6], "theta": [0.05, 0.1, 0.2, 0.4]},
         {
             0.25: {"rho": 0.8, "theta": 0.1},
             0.5: {"rho": 0.6, "theta": 0.4},
@@ -384,6 +384,8 @@ def draw_cost(ax: plt.Axes, summaries: dict[str, dict]) -> None:
             va="top",
             fontsize=8,
         )
+    # The labels of the column may reach above the highest point.
+    ax.set_ylim(top=max(ax.get_ylim()[1], column_top + line))
     ax.set_xlim(0.75, 2.55)
     ax.set_xticks([1, 1.25, 1.5, 1.75, 2])
     ax.set_xlabel("gradients per step")

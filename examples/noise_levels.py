@@ -134,7 +134,7 @@ def draw(path: Path, levels: list[dict[str, Any]]) -> None:
                 capsize=3,
             )
     left.axhline(0, color=TUNED["sam"].color, lw=1)
-    left.annotate("SAM", (noise[0], 0), color=TUNED["sam"].color, va="bottom", size=9)
+    left.text(noise[-1], 0, "SAM", color=TUNED["sam"].color, va="bottom", ha="right")
     left.set_xticks(noise)
     left.set_xlabel("random training labels (%)")
     left.set_ylabel("test accuracy above SAM (points)")

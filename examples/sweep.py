@@ -205,7 +205,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     ax.tick_params(length=0)
     ax.set_xlabel("radius ρ")
     ax.set_ylabel("smoothing θ")
-    note = "\nhatched: seeds that collapsed" if collapsed.any() else ""
+    note = "\nhatched: so many of them collapsed" if collapsed.any() else ""
     ax.set_title(
         f"{results['noise']:.0%} random labels, {results['seeds']} seeds a point{note}",
         fontsize=10,
