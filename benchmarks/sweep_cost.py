@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -83,11 +83,20 @@ def one_by_one(epochs: int) -> Callable[[float, float, int], float]:
     return train
 
 
-def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a call takes, and what it returns."""
-    began = time.perf_counter()
+class Timed(NamedTuple):
+    """How long a call took, how many cores it kept busy, and what it returned."""
+
+    seconds: float
+    cores: float
+    result: Any
+
+
+def timed(function: Callable[[], Any]) -> Timed:
+    """Call, and time."""
+    began, processor_began = time.perf_counter(), time.process_time()
     result = function()
-    return time.perf_counter() - began, result
+    seconds = time.perf_counter() - began
+    return Timed(seconds, (time.process_time() - processor_began) / seconds, result)
 
 
 def main() -> None:
@@ -108,42 +117,44 @@ def main() -> None:
     )
     chosen = np.linspace(0, count - 1, 2 * options.alone).astype(int).reshape(2, -1)
 
-    def alone(i: int) -> tuple[float, float]:
-        return seconds_of(
+    def alone(i: int) -> Timed:
+        return timed(
             lambda: train(*(rows[name][i].item() for name in ("rho", "theta", "seed")))
         )
 
-    def whole() -> tuple[float, digits.Runs]:
+    def whole() -> Timed:
         settings = {name: rows[name] for name in ("rho", "theta")}
-        return seconds_of(lambda: sweep(settings, rows["seed"], digits.test_split()))
+        return timed(lambda: sweep(settings, rows["seed"], digits.test_split()))
 
     with progress_bar() as bar:
         task = bar.add_task("trainings and sweeps", total=chosen.size + 3)
 
-        def done(result: Any) -> Any:
+        def done(call: Timed) -> Timed:
             bar.advance(task)
-            return result
+            return call
 
-        first_alone, _ = done(alone(0))
-        timed = [done(alone(i)) for i in chosen[0]]
-        first_sweep, _ = done(whole())
-        later_sweep, runs = done(whole())
-        timed += [done(alone(i)) for i in chosen[1]]
-    each = float(np.mean([seconds for seconds, _ in timed]))
-    compiled_alone = first_alone - each
+        first_alone = done(alone(0))
+        by_one = [done(alone(i)) for i in chosen[0]]
+        first_sweep = done(whole())
+        later_sweep = done(whole())
+        by_one += [done(alone(i)) for i in chosen[1]]
+    each = float(np.mean([call.seconds for call in by_one]))
+    compiled_alone = first_alone.seconds - each
     result = {
         "environment": environment() | {"devices": jax.local_device_count()},
         "trainings": count,
         "epochs": options.epochs,
-        "one_by_one_seconds_each": [round(seconds, 2) for seconds, _ in timed],
+        "one_by_one_seconds_each": [round(call.seconds, 2) for call in by_one],
+        "one_by_one_cores": float(np.mean([call.cores for call in by_one])),
         "one_by_one_compilation_seconds": round(compiled_alone, 2),
-        "sweep_seconds": round(later_sweep, 2),
-        "sweep_seconds_with_compilation": round(first_sweep, 2),
-        "ratio": count * each / later_sweep,
-        "ratio_with_compilation": (count * each + compiled_alone) / first_sweep,
+        "sweep_seconds": round(later_sweep.seconds, 2),
+        "sweep_cores": later_sweep.cores,
+        "sweep_seconds_with_compilation": round(first_sweep.seconds, 2),
+        "ratio": count * each / later_sweep.seconds,
+        "ratio_with_compilation": (count * each + compiled_alone) / first_sweep.seconds,
         # Other random batches, so equal on average only.
-        "accuracy_one_by_one": [accuracy for _, accuracy in timed],
-        "accuracy_sweep": runs.accuracy[chosen.ravel(), -1].tolist(),
+        "accuracy_one_by_one": [call.result for call in by_one],
+        "accuracy_sweep": later_sweep.result.accuracy[chosen.ravel(), -1].tolist(),
     }
     for name, value in result.items():
         print(name, value)

@@ -174,6 +174,8 @@ def sweep_cost() -> str:
         ["trainings", str(found["trainings"])],
         ["one by one, seconds each", f"{min(each):.2f} to {max(each):.2f}"],
         ["all of them as one program, seconds", f"{found['sweep_seconds']:.1f}"],
+        ["cores busy, one by one", f"{found['one_by_one_cores']:.2f}"],
+        ["cores busy, one program", f"{found['sweep_cores']:.2f}"],
         ["ratio, both compiled", f"{found['ratio']:.2f}"],
         ["ratio, compilation included", f"{found['ratio_with_compilation']:.2f}"],
     ]
