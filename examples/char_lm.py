@@ -36,6 +36,7 @@ from command_line import (
     progress_bar,
     results_folder,
     run,
+    some_of,
     write_atomically,
     write_json,
 )
@@ -298,6 +299,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument(
         "--methods",
+        type=some_of(METHODS),
         default=",".join(DEFAULT_METHODS),
         help=f"'all', or some of {','.join(METHODS)}; base is AdamW",
     )
@@ -315,14 +317,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="2 seeds, few gradients and a tiny network, to see that it runs",
     )
     options = parser.parse_args(arguments)
-    options.methods = (
-        list(METHODS) if options.methods == "all" else options.methods.split(",")
-    )
-    for name in options.methods:
-        if name not in METHODS:
-            parser.error(
-                f"argument --methods: {name!r} is none of {', '.join(METHODS)}"
-            )
     options.gradients = options.gradients or (TUNING_BUDGET if options.tune else BUDGET)
     options.seeds = options.seeds or (TUNING_SEEDS if options.tune else SEEDS)
     options.windows, options.model = EVALUATION_WINDOWS, CharTransformer()

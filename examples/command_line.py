@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +57,22 @@ def number(
 def positive_integer(text: str) -> int:
     """An argparse type: an integer >= 1."""
     return number(int, 1, float("inf"), "an integer >= 1")(text)
+
+
+def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """An argparse type: 'all', or some names with commas between."""
+    known = list(names)
+
+    def parse(text: str) -> list[str]:
+        chosen = known if text == "all" else text.split(",")
+        for name in chosen:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is none of {', '.join(known)}"
+                )
+        return chosen
+
+    return parse
 
 
 def results_folder(text: str) -> Path:

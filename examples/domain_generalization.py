@@ -35,6 +35,7 @@ from command_line import (
     progress_bar,
     results_folder,
     run,
+    some_of,
     write_atomically,
     write_json,
 )
@@ -497,8 +498,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser = Parser(prog="domain_generalization.py", description=__doc__)
     parser.add_argument(
         "--methods",
+        type=some_of(METHODS),
         default="base,sam,vasso,evasso",
-        help=f"some of {','.join(METHODS)}, with commas between; base is SGD",
+        help=f"'all', or some of {','.join(METHODS)}; base is SGD",
     )
     parser.add_argument(
         "--seeds", type=positive_integer, default=10, help="seeds for each training"
@@ -548,12 +550,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--smoke", action="store_true", help="2 seeds and 5 steps, to see that it runs"
     )
     options = parser.parse_args(arguments)
-    options.methods = options.methods.split(",")
-    for name in options.methods:
-        if name not in METHODS:
-            parser.error(
-                f"argument --methods: {name!r} is none of {', '.join(METHODS)}"
-            )
     if options.smoke:
         options.seeds, options.steps = 2, 5
     if options.data_dir is None:

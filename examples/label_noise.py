@@ -24,6 +24,7 @@ from command_line import (
     progress_bar,
     results_folder,
     run,
+    some_of,
     write_atomically,
     write_json,
 )
@@ -412,6 +413,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument(
         "--methods",
+        type=some_of(TUNED),
         default=",".join(DEFAULT_METHODS),
         help=f"'all', or some of {','.join(TUNED)}",
     )
@@ -427,12 +429,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--smoke", action="store_true", help="2 seeds and 2 epochs, to see that it runs"
     )
     options = parser.parse_args(arguments)
-    options.methods = (
-        list(TUNED) if options.methods == "all" else options.methods.split(",")
-    )
-    for name in options.methods:
-        if name not in TUNED:
-            parser.error(f"argument --methods: {name!r} is none of {', '.join(TUNED)}")
     if options.smoke:
         options.seeds, options.epochs = 2, 2
         options.sweep_seeds = min(options.sweep_seeds, 1)
