@@ -3,6 +3,7 @@
 import json
 
 import domain_generalization as dg
+import domain_training
 import jax
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from PIL import Image
 def data():
     """Three domains of 10, 20 and 30 images."""
     domains = np.repeat(np.arange(3), [10, 20, 30])
-    return dg.Data(("a", "b", "c"), 2, np.zeros((60, 4)), domains * 0, domains)
+    return domain_training.Data(
+        ("a", "b", "c"), 2, np.zeros((60, 4)), domains * 0, domains
+    )
 
 
 def test_each_digit_is_in_one_domain_and_the_first_is_not_rotated():
-    digits = dg.rotated_digits()
+    digits = domain_training.rotated_digits()
     assert len(digits.images) == 1797
     assert set(np.bincount(digits.domains)) == {299, 300}
     upright = digits.images[digits.domains == 0] * 16
@@ -25,18 +28,18 @@ def test_each_digit_is_in_one_domain_and_the_first_is_not_rotated():
 
 
 def test_a_fifth_of_each_domain_is_held_out(data):
-    held_out = dg.hold_out(data.domains, seed=0)
+    held_out = domain_training.hold_out(data.domains, seed=0)
     assert np.bincount(data.domains[held_out]).tolist() == [2, 4, 6]
-    assert (held_out != dg.hold_out(data.domains, seed=1)).any()
+    assert (held_out != domain_training.hold_out(data.domains, seed=1)).any()
 
 
 @pytest.mark.parametrize("unseen", [0, 1, 2])
 def test_a_batch_has_as_many_images_of_each_domain_but_the_unseen(data, unseen):
-    row = dg.make_row(data, unseen, 0, {})
-    drawn = np.asarray(dg.draw_batch(jax.random.key(0), row, 50))
+    row = domain_training.make_row(data, unseen, 0, {})
+    drawn = np.asarray(domain_training.draw_batch(jax.random.key(0), row, 50))
     expected = [0 if domain == unseen else 50 for domain in range(3)]
     assert np.bincount(data.domains[drawn], minlength=3).tolist() == expected
-    assert not dg.hold_out(data.domains, 0)[drawn].any()
+    assert not domain_training.hold_out(data.domains, 0)[drawn].any()
 
 
 def test_the_unseen_domain_does_not_count_for_validation(data):
