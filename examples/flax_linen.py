@@ -97,9 +97,7 @@ def main() -> None:
             for batch in jax.random.permutation(key, train).reshape(-1, 50):
                 state, loss = train_step(state, images[batch], labels[batch])
             held_out = float(accuracy(state, images[test], labels[test]))
-            bar.console.print(
-                f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}"
-            )
+            print(f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}")
 
 
 if __name__ == "__main__":

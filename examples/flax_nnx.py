@@ -82,9 +82,7 @@ def main() -> None:
                 loss = train_step(network, optimizer, images[batch], labels[batch])
             network.eval()
             held_out = float(accuracy(network, images[test], labels[test]))
-            bar.console.print(
-                f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}"
-            )
+            print(f"epoch {epoch + 1}: loss {float(loss):.4f}, accuracy {held_out:.4f}")
 
 
 if __name__ == "__main__":
