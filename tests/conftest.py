@@ -1,8 +1,18 @@
 """No silent broadcasts anywhere, and the fixtures that several files share."""
 
+import os
+
 import jax
 import pytest
 from hypothesis import settings
+
+# Most of a test's time is compilation, and most of that LLVM's optimization of programs
+# that run for milliseconds. Set the variable to 0 to test what users run; .ci/run does
+# so for the tests of numerics, of memory and of the authors' trajectories.
+OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+if OPTIMIZATIONS not in os.environ:
+    os.environ[OPTIMIZATIONS] = "1"  # for the programs that tests start
+    jax.config.update("jax_disable_most_optimizations", True)
 
 # A vector that meets a matrix unasked is a bug here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
