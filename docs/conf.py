@@ -34,8 +34,6 @@ exclude_patterns = ["_build", "jupyter_execute"]
 # Inventories of Optax's and JAX's pages would have to be fetched: names of others
 # are left without links, and those of this package must all be found.
 nitpicky = True
-# The navigation may name a page before it is written.
-suppress_warnings = ["toc.not_readable", "toc.empty_glob"]
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|flax|jax|matplotlib|numpy|optax|typing)\..*"),
     ("py:.*", r"(Array|Axes|Mesh|PartitionSpec)"),
