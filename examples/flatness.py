@@ -486,11 +486,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--results", type=results_folder, default="results", help="folder to write to"
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="2 seeds and 2 epochs, to see that it runs"
+        "--smoke", action="store_true", help="1 seed and 2 epochs, to see that it runs"
     )
     options = parser.parse_args(arguments)
     if options.smoke:
-        options.seeds, options.epochs = 2, 2
+        options.seeds, options.epochs = 1, 2
     return options
 
 
