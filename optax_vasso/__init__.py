@@ -16,11 +16,17 @@ from optax_vasso.ascent import (
     sam_perturb,
 )
 
+# θ and ρ from what the gradients show: whole ascent chains, and a filter.
+from optax_vasso.automatic import projected_perturb, self_tuned_ema
+
 # (Clean, perturbed) gradient → descent gradient: chain before the base optimizer.
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
+
+# A radius that keeps a training from collapsing.
+from optax_vasso.guard import collapse_guard
 
 # Bad batches, loss scales, parameters with few bits.
 from optax_vasso.nonfinite import check_finite, skip_nonfinite
@@ -45,6 +51,8 @@ from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
     asam,
+    auto_lagged_vasso,
+    auto_vasso,
     evasso,
     fisher_sam,
     friendly_sam,
@@ -75,8 +83,11 @@ __all__ = [
     "ae_sam",
     "asam",
     "asam_perturb",
+    "auto_lagged_vasso",
+    "auto_vasso",
     "average_over",
     "check_finite",
+    "collapse_guard",
     "eval_params",
     "evasso",
     "fisher_perturb",
@@ -101,8 +112,10 @@ __all__ = [
     "on_batch",
     "part_of_batch",
     "per_layer",
+    "projected_perturb",
     "sam",
     "sam_perturb",
+    "self_tuned_ema",
     "shard_batch",
     "shard_state",
     "sharpness",

@@ -373,13 +373,7 @@ def unbuffered_vasso(
 
     def init_fn(params: PyTree) -> UnbufferedState:
         check_params(params)
-        for path, leaf in jax.tree.leaves_with_path(params):
-            if numerics.has_few_bits(leaf):
-                raise ValueError(
-                    f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
-                    "rounds away the average that it is to carry: pass "
-                    "accumulator_dtype=jnp.float32 to keep the average apart."
-                )
+        check_carries_average(params)
         # Not one zero twice: a buffer can be donated only once.
         norm, radius = (
             jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
@@ -399,16 +393,11 @@ def unbuffered_vasso(
         dtype = numerics.accumulation_dtype(updates, perturbation)
         starts = state.norm == 0
         weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
-        inverse = (1 / jnp.where(state.radius == 0, 1, state.radius)).astype(dtype)
-        length = ((1 - weight) * state.norm.astype(dtype)).astype(dtype)
+        before = recovered_average(updates, perturbation, state.norm, state.radius)
         average = numerics.map_updates(
-            lambda g, e: (
-                weight * numerics.widen(g, dtype)
-                # One after the other: their product may be out of range.
-                + length * (inverse * numerics.widen(e, dtype))
-            ),
+            lambda g, d: weight * numerics.widen(g, dtype) + (1 - weight) * d,
             updates,
-            perturbation,
+            before,
         )
         radius = jnp.asarray(value_at(rho, state.step), dtype)
         unit, norm = numerics.unit_and_norm(average)
@@ -420,6 +409,35 @@ def unbuffered_vasso(
         return numerics.map_updates(lambda u: radius * u, unit), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_carries_average(params: PyTree) -> None:
+    """Raise a ValueError if a perturbation like the parameters would round too much."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if numerics.has_few_bits(leaf):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
+                "rounds away the average that it is to carry: pass "
+                "accumulator_dtype=jnp.float32 to keep the average apart."
+            )
+
+
+def recovered_average(
+    updates: PyTree, perturbation: PyTree, norm: jax.Array, radius: jax.Array
+) -> PyTree:
+    """The last average from its length and the perturbation of length ``radius``.
+
+    In float32 or wider, where there is an update; zero where ``norm`` is.
+    """
+    dtype = numerics.accumulation_dtype(updates, perturbation)
+    inverse = (1 / jnp.where(radius == 0, 1, radius)).astype(dtype)
+    length = norm.astype(dtype)
+    return numerics.map_updates(
+        # One after the other: their product may be out of range.
+        lambda _, e: length * (inverse * numerics.widen(e, dtype)),
+        updates,
+        perturbation,
+    )
 
 
 def _perturb(

@@ -106,7 +106,9 @@ def lagged(
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         # Where the chain gives nothing there is nothing to keep.
         perturbed, _ = jax.eval_shape(
-            lambda x, state: ascent.update(x, state, x, perturbation=x),
+            lambda x, state: ascent.update(
+                x, state, x, perturbation=x, value=jnp.zeros(())
+            ),
             params,
             ascent_state,
         )
