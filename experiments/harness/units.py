@@ -5,6 +5,7 @@ another length of training for methods of several gradients per step, its finali
 measured again at that length.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,28 +71,36 @@ def run_missing(
     folder: Path,
     units: dict[tuple[str, str], tuple[Task, Method]],
     plan: Plan,
-    found: dict[tuple[str, str], dict[str, Any]],
-) -> None:
-    """Fill ``found`` with all units; those that are saved are not run again.
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """All units; those that are saved are not run again.
 
     Args:
       title: of the progress.
       folder: where the units are saved, each under (its folder, its name).
       units: what to train with what, by (its folder, its name).
       plan: how much.
-      found: filled unit by unit, so that an interrupted run has what is finished.
     """
-    missing = []
+    found, missing = {}, []
     for group, name in units:
         if unit := saved(folder / group, name, plan):
             found[group, name] = unit
         else:
             missing.append((group, name))
-    with over(title, sum(work_of(*units[key], plan) for key in missing)) as progress:
-        for group, name in missing:
-            found[group, name] = run_and_save(
-                folder / group, name, *units[group, name], plan, progress
+    try:
+        work = sum(work_of(*units[key], plan) for key in missing)
+        with over(title, work) as progress:
+            for group, name in missing:
+                found[group, name] = run_and_save(
+                    folder / group, name, *units[group, name], plan, progress
+                )
+    finally:
+        if len(found) < len(units):
+            print(
+                f"{len(found)} of {len(units)} units are saved in {folder}; the same "
+                "command goes on from there.",
+                file=sys.stderr,
             )
+    return found
 
 
 def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str, Any]:
