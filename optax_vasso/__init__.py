@@ -22,6 +22,12 @@ from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
 
+# Whether a lagged perturbation arrives, and leads uphill.
+from optax_vasso.lagged_checks import check_uphill, track_arrival
+
+# The methods of the papers, of one gradient per step and of two.
+from optax_vasso.lagged_recipes import lagged_vasso, momentum_sam, single_step_sam
+
 # Bad batches, loss scales, parameters with few bits.
 from optax_vasso.nonfinite import check_finite, skip_nonfinite
 
@@ -40,8 +46,6 @@ from optax_vasso.parallel import (
     synchronized,
 )
 from optax_vasso.precision import in_float32
-
-# The methods of the papers.
 from optax_vasso.recipes import (
     ae_sam,
     asam,
@@ -49,7 +53,6 @@ from optax_vasso.recipes import (
     fisher_sam,
     friendly_sam,
     gsam,
-    lagged_vasso,
     looksam,
     sam,
     vasso,
@@ -58,7 +61,7 @@ from optax_vasso.recipes import (
 
 # Gradient → direction, over steps: what stands first in an ascent chain.
 from optax_vasso.smoothing import friendly_noise, vasso_ema
-from optax_vasso.tracking import track, track_arrival
+from optax_vasso.tracking import track
 
 # A compiled step with model state, keys and metrics.
 from optax_vasso.train_step import TrainState, init_train_state, make_train_step
@@ -77,6 +80,7 @@ __all__ = [
     "asam_perturb",
     "average_over",
     "check_finite",
+    "check_uphill",
     "eval_params",
     "evasso",
     "fisher_perturb",
@@ -98,6 +102,7 @@ __all__ = [
     "make_train_step",
     "masked_ascent",
     "microbatched",
+    "momentum_sam",
     "on_batch",
     "part_of_batch",
     "per_layer",
@@ -107,6 +112,7 @@ __all__ = [
     "shard_state",
     "sharpness",
     "sharpness_aware",
+    "single_step_sam",
     "skip_nonfinite",
     "state_shardings",
     "synchronized",
