@@ -45,6 +45,9 @@ from optax_vasso.parallel import (
     state_shardings,
     synchronized,
 )
+
+# Two gradients per step that do not wait for each other.
+from optax_vasso.parallel_gradients import clean_gradient, sampa
 from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
@@ -81,6 +84,7 @@ __all__ = [
     "average_over",
     "check_finite",
     "check_uphill",
+    "clean_gradient",
     "eval_params",
     "evasso",
     "fisher_perturb",
@@ -108,6 +112,7 @@ __all__ = [
     "per_layer",
     "sam",
     "sam_perturb",
+    "sampa",
     "shard_batch",
     "shard_state",
     "sharpness",

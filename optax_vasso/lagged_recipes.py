@@ -7,13 +7,15 @@ as in :func:`optax_vasso.masked_ascent`.
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from optax_vasso.ascent import Mask, masked_ascent, sam_perturb
 from optax_vasso.one_gradient import lagged
 from optax_vasso.smoothing import vasso_ema
-from optax_vasso.unbuffered import unbuffered_momentum, unbuffered_vasso
-from optax_vasso.validation import Hyperparameter
+from optax_vasso.unbuffered import unbuffered_vasso
+from optax_vasso.validation import Hyperparameter, check_hyperparameter
 
 
 def lagged_vasso(
@@ -104,7 +106,7 @@ def single_step_sam(
 def momentum_sam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 3.0,
-    momentum: Hyperparameter = 0.9,
+    momentum: float | jax.Array = 0.9,
     *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
@@ -149,10 +151,17 @@ def momentum_sam(
       Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational
       Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    ascent: optax.GradientTransformation = unbuffered_momentum(rho, momentum)
+    check_hyperparameter("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
+
+    def theta(step: jax.Array) -> jax.Array:
+        """The weights with which vasso_ema is v_t over the sum of its weights."""
+        decay = jnp.asarray(momentum)
+        return (1 - decay) / (1 - decay ** (step + 1))
+
+    ascent: optax.GradientTransformation = unbuffered_vasso(rho, theta, sign=-1)
     if accumulator_dtype is not None:
         ascent = optax.chain(
-            optax.trace(momentum, accumulator_dtype=accumulator_dtype),
+            vasso_ema(theta, accumulator_dtype=accumulator_dtype),
             sam_perturb(rho),
             optax.scale(-1.0),
         )

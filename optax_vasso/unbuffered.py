@@ -5,7 +5,6 @@ chain. Where that is the last average but for its length, two scalars are all th
 left to store.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ import optax
 from optax_vasso import numerics
 from optax_vasso.validation import (
     Hyperparameter,
-    check_hyperparameter,
     check_not_negative,
     check_params,
     check_state,
@@ -24,8 +22,6 @@ from optax_vasso.validation import (
 )
 
 PyTree = Any
-# The step -> weights of the average so far and of the newest gradient.
-Weights = Callable[[jax.Array], tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]]
 
 
 class UnbufferedState(NamedTuple):
@@ -45,37 +41,15 @@ class UnbufferedState(NamedTuple):
 
 
 def unbuffered_vasso(
-    rho: Hyperparameter, theta: Hyperparameter
+    rho: Hyperparameter, theta: Hyperparameter, *, sign: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of ``vasso_ema(theta)`` and ``sam_perturb(rho)``.
+    """The chain of ``vasso_ema(theta)``, ``sam_perturb(rho)`` and ``scale(sign)``.
 
-    Where ρ was zero the average starts again at the newest gradient.
+    With d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/(± ρ_{t−1}). Where ρ was zero the average starts
+    again at the newest gradient.
     """
-    check_theta(theta)
-
-    def weights(step: jax.Array) -> Any:
-        share = value_at(theta, step)
-        return 1 - share, share
-
-    return _unbuffered(rho, weights, sign=1)
-
-
-def unbuffered_momentum(
-    rho: Hyperparameter, momentum: Hyperparameter
-) -> optax.GradientTransformationExtraArgs:
-    """The chain of ``optax.trace(momentum)``, ``sam_perturb(rho)`` and ``scale(-1)``.
-
-    Where ρ was zero the momentum starts again at the newest gradient.
-    """
-    check_hyperparameter("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
-    return _unbuffered(rho, lambda step: (value_at(momentum, step), 1.0), sign=-1)
-
-
-def _unbuffered(
-    rho: Hyperparameter, weights: Weights, *, sign: int
-) -> optax.GradientTransformationExtraArgs:
-    """ε = ± ρ d/‖d‖ with d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/(± ρ_{t−1})."""
     check_not_negative("rho", rho)
+    check_theta(theta)
 
     def init_fn(params: PyTree) -> UnbufferedState:
         check_params(params)
@@ -101,15 +75,15 @@ def _unbuffered(
         **extra_args: Any,
     ) -> tuple[PyTree, UnbufferedState]:
         del params, extra_args
-        check_state(state, UnbufferedState, "this average")
+        check_state(state, UnbufferedState, "lagged_vasso")
         dtype = numerics.accumulation_dtype(updates, perturbation)
-        keep, take = weights(state.step)
-        take = jnp.where(state.norm == 0, 1.0, take).astype(dtype)
-        length = (keep * state.norm.astype(dtype)).astype(dtype)
+        starts = state.norm == 0
+        weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
+        length = ((1 - weight) * state.norm.astype(dtype)).astype(dtype)
         inverse = (1 / jnp.where(state.radius == 0, 1, state.radius)).astype(dtype)
         average = numerics.map_updates(
             lambda g, e: (
-                take * numerics.widen(g, dtype)
+                weight * numerics.widen(g, dtype)
                 # One after the other: their product may be out of range.
                 + length * (inverse * numerics.widen(e, dtype))
             ),

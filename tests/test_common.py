@@ -55,6 +55,11 @@ RECIPES = {
     "lagged_vasso": ov.lagged_vasso,
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
+    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 0.05, rho),
+    "async_vasso": lambda optimizer, rho=0.1: ov.lagged(
+        optimizer,
+        optax.chain(ov.clean_gradient(), ov.vasso_ema(0.4), ov.sam_perturb(rho)),
+    ),
     "vasso_asam": _vasso_and(ov.asam_perturb),
     "vasso_fisher": _vasso_and(ov.fisher_perturb),
     "vasso_gsam": _vasso_and(ov.sam_perturb, ov.gsam_descent(0.3)),

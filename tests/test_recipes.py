@@ -226,6 +226,43 @@ def test_a_lagged_recipe_is_its_formula(name):
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
 
 
+def test_async_sam_is_its_formula():
+    """Two gradients, at points that are both known when the step begins."""
+    x, epsilon, points = START, 0.0, []
+    for t in range(STEPS):
+        g, clean = gradient(x + epsilon, t), gradient(x, t)
+        x, epsilon = x - RATE * g, 0.3 * unit(clean)
+        points.append(x)
+    ascent = optax.chain(ov.clean_gradient(), ov.sam_perturb(0.3))
+    actual = trained(ov.lagged(optax.sgd(RATE), ascent), is_lagged=True)
+    np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+def test_sampa_is_its_formula():
+    x, epsilon, last, points = START, 0.0, 0.0, []
+    for t in range(STEPS):
+        g, last = gradient(x + epsilon, t), gradient(x - RATE * last, t)
+        x, epsilon = x - RATE * (0.7 * g + 0.3 * last), 0.4 * unit(last)
+        points.append(x)
+    optimizer = ov.sampa(optax.sgd(RATE), RATE, rho=0.4, lmbda=0.3)
+    actual = trained(optimizer, is_lagged=True)
+    np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ov.sampa(optax.sgd(RATE), RATE),
+        ov.lagged(optax.sgd(RATE), optax.chain(ov.clean_gradient())),
+    ],
+    ids=["sampa", "clean_gradient"],
+)
+def test_a_second_gradient_needs_grad_fn(optimizer):
+    params = jnp.asarray(START)
+    with pytest.raises(ValueError, match="needs grad_fn, got None: call update"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 # Pairs of lagged optimizers that are one, as the docstrings say.
 SAME = {
     "lagged_vasso, theta = 1, is single_step_sam": (
@@ -350,7 +387,7 @@ def test_every_recipe_is_in_the_tables():
         and list(inspect.signature(value).parameters)[:2] == ["optimizer", "rho"]
     }
     assert recipes == DEFAULTS.keys()
-    assert {recipe.__name__ for recipe in recipes} <= {*FORMULAS, "lagged_vasso"}
+    assert {recipe.__name__ for recipe in recipes} <= {*FORMULAS, *LAGGED}
 
 
 @pytest.mark.parametrize("recipe", DEFAULTS)
@@ -372,7 +409,7 @@ def test_a_mask_chooses_the_leaves_that_are_perturbed(recipe):
         updates, state = optimizer.update(
             grads, optimizer.init(params), params, grad_fn=grad_fn
         )
-    if recipe is ov.lagged_vasso:
+    if recipe.__name__ in LAGGED:
         params = optax.apply_updates(params, updates)
         clean, perturbed = ov.eval_params(state, params), params
     else:
