@@ -156,7 +156,7 @@ def momentum_sam(
     def theta(step: jax.Array) -> jax.Array:
         """The weights with which vasso_ema is v_t over the sum of its weights."""
         decay = jnp.asarray(momentum)
-        return (1 - decay) / (1 - decay ** (step + 1))
+        return (1 - decay) / (1 - decay ** (step + 1).astype(decay.dtype))
 
     ascent: optax.GradientTransformation = unbuffered_vasso(rho, theta, sign=-1)
     if accumulator_dtype is not None:
