@@ -55,7 +55,7 @@ RECIPES = {
     "lagged_vasso": ov.lagged_vasso,
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
-    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 0.05, rho),
+    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 1e-3, rho),
     "async_vasso": lambda optimizer, rho=0.1: ov.lagged(
         optimizer,
         optax.chain(ov.clean_gradient(), ov.vasso_ema(0.4), ov.sam_perturb(rho)),
