@@ -384,122 +384,6 @@ def bouncing() -> str:
     )
 
 
-def step_cost(width: int) -> str:
-    """Operations, bytes, memory, time."""
-    (problem,) = (
-        problem
-        for problem in load("step_cost")["problems"]
-        if problem["problem"].startswith(f"width {width},")
-    )
-    rows = [
-        [
-            name,
-            f"{cost['operations_in_gradients']:.4f}",
-            f"{cost['bytes_in_gradients']:.2f}",
-            f"{cost['state_in_parameters']:.2f}",
-            f"{cost['temporary_in_parameters']:.2f}",
-            f"{cost['compile_seconds']:.1f}",
-            f"{cost['time_over_sgd']:.2f}",
-        ]
-        for name, cost in problem["methods"].items()
-    ]
-    header = ["operations", "bytes", "state", "temporary", "compile (s)", "time / SGD"]
-    return (
-        f"{problem['problem']}, {problem['parameters']:,} parameters:\n\n"
-        + markdown(["", *header], rows)
-    )
-
-
-def gated_cost() -> str:
-    """Time over many steps."""
-    found = load("gated_cost")
-    rows = [[name, f"{ratio:.3f}"] for name, ratio in found["time_over_sgd"].items()]
-    low, high = (100 * share for share in found["binomial_interval"])
-    return (
-        f"{found['problem']}, {found['steps']} steps, p = {found['probability']:g};"
-        f" {100 * found['share_of_ascents']:.1f} % of eVASSO's steps ascended"
-        f" (99.9 % of the binomial: {low:.1f} to {high:.1f} %):\n\n"
-        + markdown(["", "time / SGD"], rows)
-    )
-
-
-def hessian_cost() -> str:
-    """Lanczos steps against products."""
-    found = load("hessian_cost")
-    labels = {"lanczos": "optax_vasso", "matfree": "matfree"}
-    compared = [name for name in labels if name in found["wall"]]
-
-    def ratio(times: dict[str, Any]) -> str:
-        low, high = times["quartiles_of_paired_ratios"]
-        return f"{times['median_of_paired_ratios']:.2f} ({low:.2f} to {high:.2f})"
-
-    memory = found["temporary_bytes"]
-    rows = [
-        [
-            "wall time, median and quartiles",
-            *(ratio(found["wall"][n]) for n in compared),
-        ],
-        [
-            "processor time, median and quartiles",
-            *(ratio(found["processor"][n]) for n in compared),
-        ],
-        ["operations", *(f"{found['flops_ratio'][n]:.3f}" for n in compared)],
-        [
-            "temporary memory",
-            *(f"{memory[n] / memory['products']:.2f}" for n in compared),
-        ],
-    ]
-    steps = found["steps"]
-    header = [f"{steps} Lanczos steps / {steps} products"]
-    return (
-        markdown([*header, *(labels[name] for name in compared)], rows)
-        + "\n\nA product has"
-        f" {found['product_to_gradient_flops']:.2f} times the operations of a gradient."
-    )
-
-
-def communication() -> str:
-    """Bytes between eight devices, in gradients."""
-    found = load("communication")["results"]
-    kinds = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
-    names = dict.fromkeys(name.rsplit(" ", 1)[0] for name in found)
-    rows = [
-        [name, *(f"{found[f'{name} {kind}']:.4f}" for kind in kinds)] for name in names
-    ]
-    return markdown(["", *kinds], rows)
-
-
-def memory() -> str:
-    """Copies of the parameters held at the peak."""
-    rows = [
-        [
-            name,
-            f"{found['temporary']:.3f}",
-            f"{found['peak']:.3f}",
-            f"{found['above sgd']:.3f}" if "above sgd" in found else "",
-        ]
-        for name, found in load("memory")["results"].items()
-    ]
-    return markdown(["", "temporary", "peak", "peak above SGD"], rows)
-
-
-def microbatches() -> str:
-    """Temporary memory in copies of the parameters."""
-    found = load("memory_microbatches")["results"]
-    return markdown(
-        ["microbatches", *found], [["temporary", *(f"{v:.2f}" for v in found.values())]]
-    )
-
-
-def precision() -> str:
-    """What arrives of a perturbation."""
-    rows = [
-        [name, f"{found['cosine']:.4f}", f"{100 * found['share']:.1f}"]
-        for name, found in load("precision")["results"].items()
-    ]
-    return markdown(["", "cosine", "parameters that move (%)"], rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "environments": environments,
     **{
@@ -511,8 +395,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "sweep_wide": lambda: sweep("sweep_wide"),
     "batch_size_0": lambda: batch_size("0"),
     "batch_size_0.5": lambda: batch_size("0.5"),
-    "step_cost_128": lambda: step_cost(128),
-    "step_cost_256": lambda: step_cost(256),
     **{
         table.__name__: table
         for table in (
@@ -526,12 +408,6 @@ TABLES: dict[str, Callable[[], str]] = {
             stability,
             batches,
             bouncing,
-            gated_cost,
-            hessian_cost,
-            communication,
-            memory,
-            microbatches,
-            precision,
         )
     },
 }

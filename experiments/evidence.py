@@ -68,11 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
         for method in options.methods
         if method in FEWER or task not in SIMPLER
     ]
-    missing = [unit for unit in units if not is_finished(options, *unit)]
     if not options.list:
         harness.rows.use_all_cores(options.runs / "compiled")
     plan = harness.units.SMOKE if options.smoke else harness.units.Plan()
     plan = plan._replace(seeds=options.seeds)
+    missing = [
+        (task, method)
+        for task, method in units
+        if not harness.units.saved(unit_folder(options, task), method, plan)
+    ]
     estimates = estimate(units, plan)
     pace = measured_pace(options, estimates)
     left = sum(estimates[unit] for unit in missing) * pace
@@ -100,17 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def unit_folder(options: Any, task: str) -> Path:
+    """Where the units of a task are saved."""
+    return options.runs / "evidence" / task
+
+
 def unit_path(options: Any, task: str, method: str) -> Path:
     """Where a unit is saved."""
-    return options.runs / "evidence" / task / f"{method}.json"
-
-
-def is_finished(options: Any, task: str, method: str) -> bool:
-    """Whether a unit is there with at least as many test seeds."""
-    found = files.read_json(unit_path(options, task, method))
-    return (
-        found is not None and len(found["gradients"]["last"]["values"]) >= options.seeds
-    )
+    return unit_folder(options, task) / f"{method}.json"
 
 
 def loaded(options: Any, name: str) -> tasks.Task:
@@ -147,14 +148,9 @@ def do(options: Any, task_name: str, method_name: str, plan: Any) -> None:
     task, method = loaded(options, task_name), harness.methods.METHODS[method_name]
     work = harness.units.work_of(task, method, plan)
     with harness.progress.over(task_name, work) as progress:
-        result = harness.units.run(task, method, plan, progress)
-    files.save(
-        unit_path(options, task_name, method_name).parent,
-        method_name,
-        result,
-        size=round(work),
-        finished=True,
-    )
+        harness.units.run_and_save(
+            unit_folder(options, task_name), method_name, task, method, plan, progress
+        )
 
 
 def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:

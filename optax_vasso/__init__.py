@@ -16,7 +16,7 @@ from optax_vasso.ascent import (
     sam_perturb,
 )
 
-# θ and ρ from what the gradients show: whole ascent chains, and a filter.
+# θ and ρ that follow the gradients: a filter, and a whole ascent chain.
 from optax_vasso.automatic import projected_perturb, self_tuned_ema
 
 # (Clean, perturbed) gradient → descent gradient: chain before the base optimizer.
@@ -25,8 +25,19 @@ from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
 
-# A radius that keeps a training from collapsing.
+# A shorter perturbation where a training is about to collapse.
 from optax_vasso.guard import collapse_guard
+
+# Whether a lagged perturbation arrives, and leads uphill.
+from optax_vasso.lagged_checks import check_uphill, track_arrival
+
+# The methods of the papers, of one gradient per step and of two.
+from optax_vasso.lagged_recipes import (
+    auto_lagged_vasso,
+    lagged_vasso,
+    momentum_sam,
+    single_step_sam,
+)
 
 # Bad batches, loss scales, parameters with few bits.
 from optax_vasso.nonfinite import check_finite, skip_nonfinite
@@ -45,19 +56,18 @@ from optax_vasso.parallel import (
     state_shardings,
     synchronized,
 )
-from optax_vasso.precision import in_float32
 
-# The methods of the papers.
+# Two gradients per step that do not wait for each other.
+from optax_vasso.parallel_gradients import clean_gradient, sampa
+from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
     asam,
-    auto_lagged_vasso,
     auto_vasso,
     evasso,
     fisher_sam,
     friendly_sam,
     gsam,
-    lagged_vasso,
     looksam,
     sam,
     vasso,
@@ -66,7 +76,7 @@ from optax_vasso.recipes import (
 
 # Gradient → direction, over steps: what stands first in an ascent chain.
 from optax_vasso.smoothing import friendly_noise, vasso_ema
-from optax_vasso.tracking import track, track_arrival
+from optax_vasso.tracking import track
 
 # A compiled step with model state, keys and metrics.
 from optax_vasso.train_step import TrainState, init_train_state, make_train_step
@@ -87,6 +97,8 @@ __all__ = [
     "auto_vasso",
     "average_over",
     "check_finite",
+    "check_uphill",
+    "clean_gradient",
     "collapse_guard",
     "eval_params",
     "evasso",
@@ -109,17 +121,20 @@ __all__ = [
     "make_train_step",
     "masked_ascent",
     "microbatched",
+    "momentum_sam",
     "on_batch",
     "part_of_batch",
     "per_layer",
     "projected_perturb",
     "sam",
     "sam_perturb",
+    "sampa",
     "self_tuned_ema",
     "shard_batch",
     "shard_state",
     "sharpness",
     "sharpness_aware",
+    "single_step_sam",
     "skip_nonfinite",
     "state_shardings",
     "synchronized",

@@ -21,7 +21,6 @@ from optax_vasso.validation import (
     check_not_negative,
     check_params,
     check_state,
-    check_theta,
     check_transformation,
     require_params,
     value_at,
@@ -77,11 +76,13 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
     """
     check_hyperparameter("p", p, "in (1, inf]", lambda v: v > 1)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         del step, params
-        return numerics.dual_direction(updates, p)
+        return numerics.dual_direction(updates, p, radius)
 
-    return _perturb(rho, direction)
+    return _perturb(rho, perturbation)
 
 
 def asam_perturb(
@@ -127,7 +128,9 @@ def asam_perturb(
     """
     check_not_negative("eta", eta)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         require_params(params, "asam_perturb")
 
         def scale(d: jax.Array, x: jax.Array, is_rescaled: bool) -> jax.Array:
@@ -136,15 +139,15 @@ def asam_perturb(
             dtype = jnp.abs(d).dtype
             return jnp.abs(x).astype(dtype) + jnp.asarray(value_at(eta, step), dtype)
 
-        # Of norm one, so that the product with a weight cannot overflow.
-        unit = numerics.normalize(updates)
+        # Entries of at most one, so that the product with a weight cannot overflow.
+        unit = numerics.scale_to_one(updates)
         chosen = broadcast_mask(rescaled, params, "rescaled")
         scales = numerics.map_updates(scale, unit, params, chosen)
-        return _diagonal_direction(unit, scales)
+        return _diagonal_direction(unit, scales, radius)
 
     return _perturb(
         rho,
-        direction,
+        perturbation,
         check=lambda params: broadcast_mask(rescaled, params, "rescaled"),
     )
 
@@ -175,7 +178,9 @@ def fisher_perturb(
     """
     check_not_negative("eta", eta)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         del params
         dtype = numerics.accumulation_dtype(updates)
         root = jnp.sqrt(jnp.asarray(value_at(eta, step), dtype))
@@ -186,9 +191,9 @@ def fisher_perturb(
             ),
             updates,
         )
-        return _diagonal_direction(numerics.widen_tree(updates), scales)
+        return _diagonal_direction(numerics.widen_tree(updates), scales, radius)
 
-    return _perturb(rho, direction)
+    return _perturb(rho, perturbation)
 
 
 def per_layer(
@@ -343,109 +348,19 @@ def masked_ascent(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class UnbufferedState(NamedTuple):
-    """State of :func:`unbuffered_vasso`.
-
-    Attributes:
-      step: gradients taken in, an int32 scalar.
-      norm: ‖d‖₂ of the smoothed slope, a float32 (under x64 float64) scalar; zero where
-        the average is to start at the next gradient.
-      radius: the ρ of the last perturbation, likewise.
-    """
-
-    step: jax.Array
-    norm: jax.Array
-    radius: jax.Array
-
-
-def unbuffered_vasso(
-    rho: Hyperparameter, theta: Hyperparameter
-) -> optax.GradientTransformationExtraArgs:
-    """The chain of ``vasso_ema(theta)`` and ``sam_perturb(rho)`` without a buffer.
-
-    For :func:`optax_vasso.lagged`, which keeps the last perturbation and passes it on.
-    That is the last average but for its length, d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/ρ_{t−1}, so
-    two scalars are all that is left to store. Where ρ was zero the average starts again
-    at the newest gradient.
-    """
-    check_not_negative("rho", rho)
-    check_theta(theta)
-
-    def init_fn(params: PyTree) -> UnbufferedState:
-        check_params(params)
-        check_carries_average(params)
-        # Not one zero twice: a buffer can be donated only once.
-        norm, radius = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
-        return UnbufferedState(jnp.zeros((), jnp.int32), norm, radius)
-
-    def update_fn(
-        updates: PyTree,
-        state: UnbufferedState,
-        params: PyTree = None,
-        *,
-        perturbation: PyTree,
-        **extra_args: Any,
-    ) -> tuple[PyTree, UnbufferedState]:
-        del params, extra_args
-        check_state(state, UnbufferedState, "lagged_vasso")
-        dtype = numerics.accumulation_dtype(updates, perturbation)
-        starts = state.norm == 0
-        weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
-        before = recovered_average(updates, perturbation, state.norm, state.radius)
-        average = numerics.map_updates(
-            lambda g, d: weight * numerics.widen(g, dtype) + (1 - weight) * d,
-            updates,
-            before,
-        )
-        radius = jnp.asarray(value_at(rho, state.step), dtype)
-        unit, norm = numerics.unit_and_norm(average)
-        new_state = UnbufferedState(
-            step=optax.safe_increment(state.step),
-            norm=jnp.where(radius == 0, 0, norm).astype(state.norm.dtype),
-            radius=radius.astype(state.radius.dtype),
-        )
-        return numerics.map_updates(lambda u: radius * u, unit), new_state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def check_carries_average(params: PyTree) -> None:
-    """Raise a ValueError if a perturbation like the parameters would round too much."""
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if numerics.has_few_bits(leaf):
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
-                "rounds away the average that it is to carry: pass "
-                "accumulator_dtype=jnp.float32 to keep the average apart."
-            )
-
-
-def recovered_average(
-    updates: PyTree, perturbation: PyTree, norm: jax.Array, radius: jax.Array
-) -> PyTree:
-    """The last average from its length and the perturbation of length ``radius``.
-
-    In float32 or wider, where there is an update; zero where ``norm`` is.
-    """
-    dtype = numerics.accumulation_dtype(updates, perturbation)
-    inverse = (1 / jnp.where(radius == 0, 1, radius)).astype(dtype)
-    length = norm.astype(dtype)
-    return numerics.map_updates(
-        # One after the other: their product may be out of range.
-        lambda _, e: length * (inverse * numerics.widen(e, dtype)),
-        updates,
-        perturbation,
-    )
-
-
 def _perturb(
     rho: Hyperparameter,
-    direction: Callable[[PyTree, jax.Array, PyTree], PyTree],
+    perturbation: Callable[[PyTree, jax.Array, jax.Array, PyTree], PyTree],
     check: Callable[[PyTree], Any] = lambda params: None,
 ) -> optax.GradientTransformation:
-    """Times ρ, and everything about a perturbation that is not its direction."""
+    """What all perturbations share: checks, schedules and dtypes.
+
+    Args:
+      rho: as the perturbations take it.
+      perturbation: (updates, radius, step, params) -> the tree to add, in the
+        accumulation dtype.
+      check: of the parameters, at ``init``.
+    """
     check_not_negative("rho", rho)
 
     def init_fn(params: PyTree) -> PerturbState:
@@ -460,17 +375,17 @@ def _perturb(
         radius = jnp.asarray(
             value_at(rho, state.step), numerics.accumulation_dtype(updates)
         )
-        perturbation = numerics.map_updates(
-            lambda g, d: (radius * d).astype(g.dtype),
+        added = numerics.map_updates(
+            lambda g, e: e.astype(g.dtype),
             updates,
-            direction(updates, state.step, params),
+            perturbation(updates, radius, state.step, params),
         )
-        return perturbation, PerturbState(optax.safe_increment(state.step))
+        return added, PerturbState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _diagonal_direction(direction: PyTree, scales: PyTree) -> PyTree:
-    """S² d/‖S d‖₂ for a diagonal S."""
-    unit = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction))
-    return jax.tree.map(jnp.multiply, scales, unit)
+def _diagonal_direction(direction: PyTree, scales: PyTree, radius: jax.Array) -> PyTree:
+    """ρ S² d/‖S d‖₂ for a diagonal S."""
+    scaled = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction), radius)
+    return jax.tree.map(jnp.multiply, scales, scaled)

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.ascent import check_carries_average, recovered_average
-from optax_vasso.smoothing import cast_to_updates, moving_average, zeros_like
+from optax_vasso.smoothing import (
+    cast_to_updates,
+    moving_average,
+    newest_weight,
+    zeros_like,
+)
+from optax_vasso.unbuffered import check_carries_average, recovered_average
 from optax_vasso.validation import (
     Hyperparameter,
     check_accumulator_dtype,
@@ -141,7 +146,7 @@ def self_tuned_ema(
             value_at(speed, state.step),
         )
         is_first = state.step == 0
-        theta = jnp.where(is_first, 1.0, gain)
+        theta = newest_weight(is_first, gain)
         average = moving_average(theta, updates, state.ema)
         return cast_to_updates(average, updates), SelfTunedEmaState(
             step=optax.safe_increment(state.step),
@@ -277,7 +282,7 @@ def unbuffered_automatic(
     """``projected_perturb(r, self_tuned_ema())`` without a buffer for the average.
 
     For :func:`optax_vasso.lagged`, whose last perturbation carries the average, as in
-    :func:`optax_vasso.ascent.unbuffered_vasso`.
+    :func:`optax_vasso.unbuffered.unbuffered_vasso`.
     """
     _check_adaptation(start, floor, speed)
     _check_projection(r, most, weight)
@@ -310,9 +315,9 @@ def unbuffered_automatic(
         change = numerics.cosine(innovation, state.innovation)
         gain = _adapted(state.gain, change, floor, speed)
         starts = state.norm == 0
-        theta = jnp.where(starts, 1.0, gain)
+        theta = newest_weight(starts, gain)
         average = moving_average(theta, updates, before)
-        unit, norm = numerics.unit_and_norm(average)
+        unit, norm = numerics.normalize_with_norm(average, 1.0)
         cosine = numerics.dot(unit, numerics.normalize(updates))
         followed = _followed(state.cosine, cosine, weight)
         rho = _radius(value_at(r, state.step), followed, most)

@@ -15,6 +15,7 @@ MODULES = (
     "networks",
     "progress",
     "rows",
+    "solutions",
     "statistics",
     "tables",
     "training",
