@@ -20,17 +20,24 @@ from experiments import harness, tasks
 from experiments.harness import command_line, files
 
 # Of each candidate: r along the gradient, or in shares of ‖x_0‖; the first θ and the
-# speed of its adaptation; the guard's ceiling in units of the loss of guessing.
-BASIC = {"r": 0.2, "relative": 0.0, "start": 0.1, "speed": 0.1, "ceiling": 1e6}
+# speed of its adaptation; the guard's ceiling in units of the loss of guessing, and its
+# margin.
+BASIC = {"r": 0.2, "relative": 0.0, "start": 0.1, "speed": 0.1}
+BASIC |= {"ceiling": 1e6, "margin": 0.04}
+GUARDED = BASIC | {"ceiling": 1.0}
+FIXED = {"start": 0.4, "speed": 0.0}
 CANDIDATES = {
     "r = 0.1": BASIC | {"r": 0.1},
     "r = 0.2": BASIC,
     "r = 0.3": BASIC | {"r": 0.3},
-    "r = 0.45": BASIC | {"r": 0.45},
-    "r = 0.2, θ = 0.4": BASIC | {"start": 0.4, "speed": 0.0},
     "r = 0.01 ‖x₀‖": BASIC | {"r": 0.0, "relative": 0.01},
-    "r = 0.3, guarded": BASIC | {"r": 0.3, "ceiling": 1.0},
-    "r = 0.45, guarded": BASIC | {"r": 0.45, "ceiling": 1.0},
+    "r = 0.2, θ = 0.4": BASIC | FIXED,
+    "r = 0.2, guarded": GUARDED,
+    "r = 0.3, guarded": GUARDED | {"r": 0.3},
+    "r = 0.3, guarded, θ = 0.4": GUARDED | {"r": 0.3} | FIXED,
+    "r = 0.3, margin 0.2": GUARDED | {"r": 0.3, "margin": 0.2},
+    "r = 0.5, margin 0.2": GUARDED | {"r": 0.5, "margin": 0.2},
+    "r = 0.5, margin 0.2, θ = 0.4": GUARDED | {"r": 0.5, "margin": 0.2} | FIXED,
 }
 SEARCHED = {"auto_vasso": "vasso", "auto_lagged_vasso": "lagged_vasso"}
 # Learning rates and weight decays on which candidates are compared, how many of them
@@ -49,9 +56,12 @@ def candidate(name: str) -> harness.methods.Method:
         smoothing = ov.self_tuned_ema(h["start"], speed=h["speed"])
         ascent = ov.projected_perturb(h["r"], smoothing)
         wrap = ov.lagged if like.gradients == 1 else ov.sharpness_aware
-        return wrap(base, ov.collapse_guard(ascent, h["ceiling"]))
+        guarded = ov.collapse_guard(
+            ascent, h["ceiling"] * h["guessing"], margin=h["margin"]
+        )
+        return wrap(base, guarded)
 
-    return _traced(like, make, "r", "start", "speed", "ceiling")
+    return _traced(like, make, "r", "start", "speed", "ceiling", "margin")
 
 
 @functools.cache
@@ -60,7 +70,9 @@ def guarded_vasso() -> harness.methods.Method:
 
     def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
         ascent = optax.chain(ov.vasso_ema(h["theta"]), ov.sam_perturb(h["rho"]))
-        return ov.sharpness_aware(base, ov.collapse_guard(ascent, h["ceiling"]))
+        return ov.sharpness_aware(
+            base, ov.collapse_guard(ascent, h["ceiling"] * h["guessing"])
+        )
 
     return _traced(harness.methods.METHODS["vasso"], make, "rho", "theta", "ceiling")
 
@@ -72,11 +84,6 @@ def _traced(like: Any, make: Any, *own: str) -> harness.methods.Method:
     )
 
 
-def guessing(task: tasks.Task) -> float:
-    """The cross-entropy of guessing, in nats."""
-    return float(np.log(task.classes))
-
-
 def settings(task: tasks.Task, chosen: dict[str, float]) -> dict[str, float]:
     """A candidate as hyperparameters on a task."""
     first = task.network.init(np.random.default_rng([FIRST_SEED, 1]))
@@ -85,7 +92,7 @@ def settings(task: tasks.Task, chosen: dict[str, float]) -> dict[str, float]:
         "r": r,
         "start": chosen["start"],
         "speed": chosen["speed"],
-        "ceiling": chosen["ceiling"] * guessing(task),
+        **{key: chosen[key] for key in ("ceiling", "margin")},
     }
 
 
@@ -135,11 +142,7 @@ def test_guard(options: Any, progress: Any) -> dict[str, Any]:
     """VaSSO at the edge of collapse without and with the guard, on the same seeds."""
     task = loaded(EDGE_TASK, options)
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.guard_seeds))
-    rows = [
-        EDGE | {"ceiling": scale * guessing(task)}
-        for scale in (1e6, 1.0)
-        for _ in seeds
-    ]
+    rows = [EDGE | {"ceiling": ceiling} for ceiling in (1e6, 1.0) for _ in seeds]
     trained = harness.training.train(
         task, guarded_vasso(), rows, 2 * seeds, epochs=task.epochs, progress=progress
     )

@@ -118,7 +118,7 @@ def self_tuned_ema(
       Mehra, On the Identification of Variances and Adaptive Kalman Filtering, IEEE
       Transactions on Automatic Control 15, 1970, has the test of the innovations.
     """
-    check_adaptation(start, floor, speed)
+    _check_adaptation(start, floor, speed)
     check_accumulator_dtype(accumulator_dtype)
 
     def init_fn(params: PyTree) -> SelfTunedEmaState:
@@ -127,8 +127,8 @@ def self_tuned_ema(
             step=jnp.zeros((), jnp.int32),
             ema=zeros_like(params, accumulator_dtype),
             innovation=zeros_like(params, accumulator_dtype),
-            gain=scalar(start),
-            metrics={"theta": scalar(0.0)},
+            gain=_scalar(start),
+            metrics={"theta": _scalar(0.0)},
         )
 
     def update_fn(
@@ -137,8 +137,8 @@ def self_tuned_ema(
         del params
         check_state(state, SelfTunedEmaState, "self_tuned_ema")
         check_structure(updates, state.ema, "self_tuned_ema")
-        innovation = innovation_of(updates, state.ema)
-        gain = adapted(
+        innovation = _innovation(updates, state.ema)
+        gain = _adapted(
             state.gain,
             numerics.dot(innovation, state.innovation),
             value_at(floor, state.step),
@@ -150,7 +150,7 @@ def self_tuned_ema(
         return cast_to_updates(average, updates), SelfTunedEmaState(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
-            innovation=kept(innovation, state.innovation, is_first),
+            innovation=_kept(innovation, state.innovation, is_first),
             gain=gain,
             metrics={"theta": theta},
         )
@@ -208,7 +208,7 @@ def projected_perturb(
       [0.1 0. ] 0.1
       [0.072 0.072] 0.101
     """
-    check_projection(r, most, weight)
+    _check_projection(r, most, weight)
     check_transformation("smoothing", smoothing)
     smoothing = optax.with_extra_args_support(smoothing)
 
@@ -216,9 +216,9 @@ def projected_perturb(
         check_params(params)
         return ProjectedState(
             step=jnp.zeros((), jnp.int32),
-            cosine=scalar(1.0),
+            cosine=_scalar(1.0),
             smoothing_state=smoothing.init(params),
-            metrics={"rho": scalar(0.0)},
+            metrics={"rho": _scalar(0.0)},
         )
 
     def update_fn(
@@ -230,8 +230,8 @@ def projected_perturb(
         )
         unit = numerics.normalize(direction)
         cosine = numerics.dot(unit, numerics.normalize(updates))
-        average = followed_cosine(state.cosine, cosine, weight)
-        rho = projected_radius(value_at(r, state.step), average, most)
+        average = _followed(state.cosine, cosine, weight)
+        rho = _radius(value_at(r, state.step), average, most)
         return numerics.map_updates(
             lambda g, u: (rho.astype(jnp.abs(u).dtype) * u).astype(g.dtype),
             updates,
@@ -246,7 +246,7 @@ def projected_perturb(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def innovation_of(updates: PyTree, average: PyTree) -> PyTree:
+def _innovation(updates: PyTree, average: PyTree) -> PyTree:
     """The direction of what the average did not foresee, in float32 or wider."""
     dtype = numerics.accumulation_dtype(updates, average)
     return numerics.normalize(
@@ -258,39 +258,39 @@ def innovation_of(updates: PyTree, average: PyTree) -> PyTree:
     )
 
 
-def kept(innovation: PyTree, last: PyTree, starts: jax.Array) -> PyTree:
+def _kept(innovation: PyTree, last: PyTree, starts: jax.Array) -> PyTree:
     """What is remembered of an innovation: nothing of that of an average's start."""
     return numerics.fill_none(
         jax.tree.map(lambda e: jnp.where(starts, 0, e), innovation), last
     )
 
 
-def adapted(theta: jax.Array, cosine: jax.Array, floor: Any, speed: Any) -> jax.Array:
+def _adapted(theta: jax.Array, cosine: jax.Array, floor: Any, speed: Any) -> jax.Array:
     """The logistic function of logit θ + speed · cosine, in [floor, 1 − floor]."""
     speed, cosine, floor = (jnp.asarray(x, theta.dtype) for x in (speed, cosine, floor))
     odds = theta * jnp.exp(speed * cosine)
     return jnp.clip(odds / (1 - theta + odds), floor, 1 - floor)
 
 
-def followed_cosine(average: jax.Array, cosine: jax.Array, weight: Any) -> jax.Array:
+def _followed(average: jax.Array, cosine: jax.Array, weight: Any) -> jax.Array:
     """The moving average of the cosine."""
     weight, cosine = (jnp.asarray(x, average.dtype) for x in (weight, cosine))
     return average + weight * (cosine - average)
 
 
-def projected_radius(r: Any, cosine: jax.Array, most: Any) -> jax.Array:
+def _radius(r: Any, cosine: jax.Array, most: Any) -> jax.Array:
     """r/cosine, in [r, most · r]."""
     r, most = (jnp.asarray(x, cosine.dtype) for x in (r, most))
     return r / jnp.clip(cosine, 1 / most, 1.0)
 
 
-def scalar(value: Hyperparameter) -> jax.Array:
+def _scalar(value: Hyperparameter) -> jax.Array:
     """A number as a part of a state; each call gives a buffer of its own."""
     dtype = jax.dtypes.canonicalize_dtype(float)
     return jnp.array(value_at(value, jnp.zeros((), jnp.int32)), dtype)
 
 
-def check_adaptation(
+def _check_adaptation(
     start: Hyperparameter, floor: Hyperparameter, speed: Hyperparameter
 ) -> None:
     check_hyperparameter("start", start, "in (0, 1)", lambda v: 0 < v < 1)
@@ -298,7 +298,7 @@ def check_adaptation(
     check_not_negative("speed", speed)
 
 
-def check_projection(r: Hyperparameter, most: Any, weight: Any) -> None:
+def _check_projection(r: Hyperparameter, most: Any, weight: Any) -> None:
     check_not_negative("r", r)
     check_hyperparameter("most", most, "a number >= 1", lambda v: 1 <= v < float("inf"))
     check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
+from optax_vasso.automatic import projected_perturb, self_tuned_ema
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
@@ -143,3 +144,11 @@ def collapse_guard(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def automatic_ascent(
+    ceiling: Hyperparameter, r: Hyperparameter, accumulator_dtype: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The ascent chain of the automatic methods."""
+    smoothing = self_tuned_ema(accumulator_dtype=accumulator_dtype)
+    return collapse_guard(projected_perturb(r, smoothing), ceiling)

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso.ascent import Mask, masked_ascent, sam_perturb
-from optax_vasso.automatic import (
-    projected_perturb,
-    self_tuned_ema,
-)
+from optax_vasso.guard import automatic_ascent
 from optax_vasso.one_gradient import lagged
 from optax_vasso.smoothing import vasso_ema
-from optax_vasso.unbuffered import unbuffered_automatic, unbuffered_vasso
+from optax_vasso.unbuffered import unbuffered_vasso
 from optax_vasso.validation import Hyperparameter, check_hyperparameter
 
 
@@ -82,35 +79,35 @@ def lagged_vasso(
 
 def auto_lagged_vasso(
     optimizer: optax.GradientTransformation,
-    r: Hyperparameter = 0.2,
+    ceiling: Hyperparameter,
+    r: Hyperparameter = 0.3,
     *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """VaSSO with nothing to search at one gradient per step.
+    """VaSSO at one gradient per step, with θ and ρ that need no search.
 
-    What :func:`auto_vasso` is to :func:`vasso`, this is to :func:`lagged_vasso`.
+    What :func:`auto_vasso` is to :func:`vasso`, this is to :func:`lagged_vasso`. The
+    perturbation cannot carry an average that the guard may shorten to zero, so the
+    state has three buffers like the parameters.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
       r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
-      accumulator_dtype: dtype of averages of their own. By default the perturbation
-        carries the average, and the state has two buffers like the parameters in all.
-        Parameters of fewer than 32 bits cannot carry it.
+      accumulator_dtype: dtype of the averages; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the loss as
+      ``value``, which :func:`make_train_step` passes. ``theta``, ``rho`` and ``guard``
+      are among the metrics.
 
     Raises:
-      ValueError: if r is out of its range; at ``init``, if parameters have fewer than
-        32 bits and there is no accumulator_dtype.
+      ValueError: if a hyperparameter is out of its range; at ``update``, if ``value``
+        is missing.
     """
-    ascent: optax.GradientTransformation = unbuffered_automatic(r)
-    if accumulator_dtype is not None:
-        ascent = projected_perturb(
-            r, self_tuned_ema(accumulator_dtype=accumulator_dtype)
-        )
+    ascent = automatic_ascent(ceiling, r, accumulator_dtype)
     return lagged(optimizer, masked_ascent(ascent, mask))
 
 

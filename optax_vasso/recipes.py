@@ -19,8 +19,8 @@ from optax_vasso.ascent import (
     masked_ascent,
     sam_perturb,
 )
-from optax_vasso.automatic import projected_perturb, self_tuned_ema
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
+from optax_vasso.guard import automatic_ascent
 from optax_vasso.smoothing import friendly_noise, vasso_ema
 from optax_vasso.two_gradients import sharpness_aware
 from optax_vasso.validation import Hyperparameter, check_transformation
@@ -114,38 +114,51 @@ def vasso(
 
 def auto_vasso(
     optimizer: optax.GradientTransformation,
-    r: Hyperparameter = 0.2,
+    ceiling: Hyperparameter,
+    r: Hyperparameter = 0.3,
     *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """VaSSO with nothing to search: θ follows the noise, ρ the angle to the gradient.
+    """VaSSO with θ and ρ that need no search.
+
+    θ follows the innovations (:func:`self_tuned_ema`), ρ the angle between the average
+    and the gradient (:func:`projected_perturb`), and nothing is perturbed before the
+    loss is below that of guessing (:func:`collapse_guard`). The state has one buffer
+    more than that of :func:`vasso`.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`:
+        log C nats for the cross-entropy of C classes.
       r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
       accumulator_dtype: dtype of the averages; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-      in :func:`sharpness_aware`. ``theta`` and ``rho`` are among the metrics.
+      in :func:`sharpness_aware`, and the loss as ``value``; :func:`make_train_step`
+      passes both. ``theta``, ``rho`` and ``guard`` are among the metrics.
 
     Examples:
+      >>> import math
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from optax_vasso import auto_vasso
       >>> params = jnp.array([3.0, 4.0])
-      >>> optimizer = auto_vasso(optax.sgd(0.1))
+      >>> optimizer = auto_vasso(optax.sgd(0.1), ceiling=math.log(10))
       >>> state = optimizer.init(params)
-      >>> for _ in range(3):
+      >>> for loss in (1.5, 1.4, 1.3):
       ...     updates, state = optimizer.update(
-      ...         params, state, params, grad_fn=lambda x: x
+      ...         params, state, params, grad_fn=lambda x: x, value=loss
       ...     )
-      >>> print(optax.tree.get(state, "theta"), optax.tree.get(state, "rho"))
-      0.1 0.2
+      >>> for name in ("theta", "rho", "guard"):
+      ...     print(name, optax.tree.get(state, name))
+      theta 0.1
+      rho 0.3
+      guard 1.0
     """
-    ascent = projected_perturb(r, self_tuned_ema(accumulator_dtype=accumulator_dtype))
+    ascent = automatic_ascent(ceiling, r, accumulator_dtype)
     return sharpness_aware(optimizer, masked_ascent(ascent, mask))
 
 

@@ -55,8 +55,8 @@ HYPERPARAMETERS = {
         for value in (-0.1, NAN, optax.sgd(0.1))
         for function in (
             lambda r: ov.projected_perturb(r, ov.vasso_ema(0.4)),
-            lambda r: ov.auto_vasso(optax.sgd(0.1), r),
-            lambda r: ov.auto_lagged_vasso(optax.sgd(0.1), r),
+            lambda r: ov.auto_vasso(optax.sgd(0.1), 1.0, r),
+            lambda r: ov.auto_lagged_vasso(optax.sgd(0.1), 1.0, r),
         )
     ],
     "most": [make(ov.projected_perturb, 0.1, ASCENT, most=v) for v in (0.5, NAN)],

@@ -38,6 +38,17 @@ def _vasso_and(perturb, *descent, **options):
     return recipe
 
 
+def _with_a_loss(optimizer, loss=0.5):
+    """An optimizer that needs the loss, in a loop that does not pass it."""
+
+    def update(updates, state, params=None, **extra_args):
+        return optimizer.update(
+            updates, state, params, **{"value": jnp.asarray(loss), **extra_args}
+        )
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 # Each maps an optimizer and a radius to a transformation.
 RECIPES = {
     "sam": ov.sam,
@@ -53,9 +64,11 @@ RECIPES = {
     "wsam": ov.wsam,
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
-    "auto_vasso": lambda optimizer, rho=0.1: ov.auto_vasso(optimizer, rho),
-    "auto_lagged_vasso": lambda optimizer, rho=0.1: ov.auto_lagged_vasso(
-        optimizer, rho
+    "auto_vasso": lambda optimizer, rho=0.1: _with_a_loss(
+        ov.auto_vasso(optimizer, 2.0, rho)
+    ),
+    "auto_lagged_buffered": lambda optimizer, rho=0.1: _with_a_loss(
+        ov.auto_lagged_vasso(optimizer, 2.0, rho)
     ),
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
@@ -142,7 +155,9 @@ WRAPPERS = {
 UNBUFFERED = {
     name
     for name in (*RECIPES, *WRAPPERS)
-    if "lagged" in name and name not in ("lagged_buffered", "per_layer_lagged")
+    if "lagged" in name
+    and not name.endswith("_buffered")
+    and name != "per_layer_lagged"
 } | {"momentum_sam"}
 EVERY = RECIPES | {name: make for name, (make, _) in WRAPPERS.items()}
 

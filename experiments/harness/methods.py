@@ -63,7 +63,8 @@ class Method:
       marker: of Matplotlib.
       gradients: per step, on average.
       own: the ranges of its own hyperparameters.
-      make: (base optimizer, hyperparameters, seed) -> optimizer.
+      make: (base optimizer, hyperparameters, seed) -> optimizer. Beside what is
+        searched the hyperparameters have ``guessing``, the loss of guessing in nats.
     """
 
     label: str
@@ -165,7 +166,12 @@ METHODS = {
         lambda b, h, s: ov.lagged_vasso(b, h["rho"], h["theta"]),
     ),
     "auto_vasso": Method(
-        "automatic VaSSO", "#D55E00", "d", 2, {}, lambda b, h, s: ov.auto_vasso(b)
+        "automatic VaSSO",
+        "#D55E00",
+        "d",
+        2,
+        {},
+        lambda b, h, s: ov.auto_vasso(b, h["guessing"]),
     ),
     "auto_lagged_vasso": Method(
         "automatic lagged VaSSO",
@@ -173,7 +179,7 @@ METHODS = {
         "p",
         1,
         {},
-        lambda b, h, s: ov.auto_lagged_vasso(b),
+        lambda b, h, s: ov.auto_lagged_vasso(b, h["guessing"]),
     ),
     "momentum_sam": Method(
         "Momentum-SAM",
