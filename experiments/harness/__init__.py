@@ -11,6 +11,7 @@ MODULES = (
     "command_line",
     "figures",
     "files",
+    "language",
     "methods",
     "networks",
     "progress",
@@ -19,6 +20,7 @@ MODULES = (
     "statistics",
     "tables",
     "training",
+    "transformer",
     "tuning",
     "units",
 )

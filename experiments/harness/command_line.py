@@ -249,8 +249,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         signal.signal(name, interrupt)
     try:
         code = main()
-    except Interrupted as interrupted:
-        code = interrupted.code
+    except KeyboardInterrupt as interrupted:
+        code = getattr(interrupted, "code", 128 + signal.SIGINT)
     except BrokenPipeError:
         # What reads our output has gone; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
