@@ -11,6 +11,7 @@ MODULES = (
     "command_line",
     "figures",
     "files",
+    "grids",
     "methods",
     "networks",
     "progress",

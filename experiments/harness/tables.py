@@ -113,10 +113,14 @@ def cells(
     return header, lines
 
 
+def signed(value: float) -> str:
+    """A difference with its sign, to one decimal."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
 def plus_minus(difference: dict[str, float]) -> str:
     """A difference with its sign and its standard error."""
-    mean = f"{difference['mean']:+.1f}".replace("-", "−")
-    return f"{mean} ± {difference['standard_error']:.1f}"
+    return f"{signed(difference['mean'])} ± {difference['standard_error']:.1f}"
 
 
 def p_value(p: float) -> str:
