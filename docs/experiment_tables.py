@@ -104,7 +104,7 @@ def heat_map(decay: str) -> str:
 
 QUESTIONS = dict(
     zip(
-        ("second_gradient", "one_gradient", "vasso", "early_stopping"),
+        ("second_gradient", "one_gradient", "vasso", "others", "early_stopping"),
         answers.QUESTIONS,
         strict=True,
     )

@@ -32,6 +32,13 @@ QUESTIONS: dict[str, tuple[Compared, ...]] = {
         ("vasso", "sam", "gradients", "last"),
         ("vasso", "sam", "epochs", "last"),
     ),
+    "How do other methods compare with SAM, at equal gradients?": (
+        ("friendly_sam", "sam", "gradients", "last"),
+        ("evasso", "sam", "gradients", "last"),
+        ("asam", "sam", "gradients", "last"),
+        ("gsam", "sam", "gradients", "last"),
+        ("momentum_sam", "sam", "gradients", "last"),
+    ),
     "What is left of the gain, when all are stopped early?": (
         ("sam", "sgd", "gradients", "picked"),
         ("vasso", "sgd", "gradients", "picked"),

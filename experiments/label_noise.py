@@ -4,8 +4,8 @@ Trains an MLP on 1,000 digits of which 75 % have a random label, with SGD, SAM,
 Friendly SAM, VaSSO and lagged VaSSO, at equal gradients: a method of two gradients per
 step trains for half the epochs. About two minutes on two cores.
 
-The hyperparameters are those that ``experiments.evidence`` picked on this task, with the
-same number of trials for every method, learning rate and weight decay included.
+The hyperparameters are those that ``experiments.evidence`` picked on this task, with as
+many trials for every method, learning rate and weight decay included.
 """
 
 from pathlib import Path
