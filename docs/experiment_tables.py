@@ -15,7 +15,7 @@ from experiments import (
     tasks,
 )
 from experiments.harness import statistics
-from experiments.harness.tables import cells, markdown, plus_minus
+from experiments.harness.tables import cells, markdown, mean_and_error, plus_minus
 
 RESULTS = Path(__file__).parents[1] / "results"
 RADIUS_FILE = "radius_digits-75"
@@ -39,16 +39,11 @@ def summary(budget: str, column: str) -> str:
         line = [task["task"]]
         for name in labels:
             accuracy = rows[name][column] if name in rows else None
-            text = plain(accuracy) if accuracy else ""
+            text = mean_and_error(accuracy) if accuracy else ""
             bold = accuracy and accuracy["mean"] == highest
             line.append(f"**{text}**" if bold else text)
         lines.append(line)
     return markdown(["task", *labels.values()], lines)
-
-
-def plain(accuracy: dict[str, float]) -> str:
-    """Mean ± standard error."""
-    return f"{accuracy['mean']:.1f} ± {accuracy['standard_error']:.1f}"
 
 
 def comparison(task: str, budget: str) -> str:

@@ -113,7 +113,7 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                     f"{good[0]:g}"
                     if len(good) == 1
                     else f"{good[0]:g} to {good[-1]:g}",
-                    f"{accuracy['mean']:.1f} ± {accuracy['standard_error']:.1f}",
+                    harness.tables.mean_and_error(accuracy),
                 ]
             )
     within = f"ρ within {TOLERANCE:g} point of it"

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Do the units that are missing; print, write."""
     options = parsed(arguments)
     units, plan = units_of(options), plan_of(options)
-    missing = [unit for unit in units if not is_finished(options, *unit)]
+    missing = missing_of(options)
     if not options.list:
         harness.rows.use_all_cores(options.runs / "compiled")
     estimates = estimate(units, plan)
@@ -101,6 +101,15 @@ def units_of(options: Any) -> list[tuple[str, str]]:
     ]
 
 
+def missing_of(options: Any) -> list[tuple[str, str]]:
+    """The units that are not saved with as many seeds."""
+    return [
+        (task, method)
+        for task, method in units_of(options)
+        if not harness.units.saved(unit_folder(options, task), method, plan_of(options))
+    ]
+
+
 def plan_of(options: Any) -> Any:
     """How much is trained per unit."""
     plan = harness.units.SMOKE if options.smoke else harness.units.Plan()
@@ -109,10 +118,9 @@ def plan_of(options: Any) -> Any:
 
 def seconds_left(options: Any) -> float:
     """How long the units that are missing take."""
-    units = units_of(options)
-    estimates = estimate(units, plan_of(options))
-    missing = (unit for unit in units if not is_finished(options, *unit))
-    return sum(estimates[u] for u in missing) * measured_pace(options, estimates)
+    estimates = estimate(units_of(options), plan_of(options))
+    left = sum(estimates[unit] for unit in missing_of(options))
+    return left * measured_pace(options, estimates)
 
 
 def read(parser: command_line.Parser, options: Any) -> dict[str, Any]:
@@ -128,17 +136,14 @@ def read(parser: command_line.Parser, options: Any) -> dict[str, Any]:
     return found
 
 
+def unit_folder(options: Any, task: str) -> Path:
+    """Where the units of a task are saved."""
+    return options.runs / "evidence" / task
+
+
 def unit_path(options: Any, task: str, method: str) -> Path:
     """Where a unit is saved."""
-    return options.runs / "evidence" / task / f"{method}.json"
-
-
-def is_finished(options: Any, task: str, method: str) -> bool:
-    """Whether a unit is there with at least as many test seeds."""
-    found = files.read_json(unit_path(options, task, method))
-    return (
-        found is not None and len(found["gradients"]["last"]["values"]) >= options.seeds
-    )
+    return unit_folder(options, task) / f"{method}.json"
 
 
 def loaded(options: Any, name: str) -> tasks.Task:
@@ -175,14 +180,9 @@ def do(options: Any, task_name: str, method_name: str, plan: Any) -> None:
     task, method = loaded(options, task_name), harness.methods.METHODS[method_name]
     work = harness.units.work_of(task, method, plan)
     with harness.progress.over(task_name, work) as progress:
-        result = harness.units.run(task, method, plan, progress)
-    files.save(
-        unit_path(options, task_name, method_name).parent,
-        method_name,
-        result,
-        size=round(work),
-        finished=True,
-    )
+        harness.units.run_and_save(
+            unit_folder(options, task_name), method_name, task, method, plan, progress
+        )
 
 
 def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:

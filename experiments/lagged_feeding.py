@@ -81,7 +81,7 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             best = harness.grids.best(of_periods[name])
             accuracy, chosen = best["accuracy"], best["hyperparameters"]
             line.append(
-                f"{accuracy['mean']:.1f} ± {accuracy['standard_error']:.1f} "
+                f"{harness.tables.mean_and_error(accuracy)} "
                 f"(ρ = {chosen['rho']:g}, θ = {chosen['theta']:g})"
             )
         lines.append(line)

@@ -86,7 +86,7 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                     title,
                     name,
                     *(
-                        f"{a['mean']:.1f} ± {a['standard_error']:.1f}"
+                        harness.tables.mean_and_error(a)
                         + (f" ({a['collapsed']})" if a["collapsed"] else "")
                         for a in accuracies
                     ),

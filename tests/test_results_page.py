@@ -73,11 +73,17 @@ def test_the_readme_shows_the_main_job():
         assert any(row[0] == method["label"] and accuracy in row for row in rows)
 
 
-@pytest.mark.parametrize("budget", ["gradients", "epochs"])
-def test_the_main_job_uses_what_the_evidence_picked(budget):
+@pytest.mark.parametrize(
+    ("budget", "picked"),
+    [
+        ("gradients", label_noise.PICKED),
+        ("epochs", label_noise.PICKED_AT_EQUAL_EPOCHS),
+    ],
+)
+def test_the_main_job_uses_what_the_evidence_picked(budget, picked):
     task = published("evidence")["tasks"][label_noise.TASK]
-    for name, picked in label_noise.PICKED[budget].items():
-        assert picked == task[budget][name]["hyperparameters"], name
+    for name, hyperparameters in picked.items():
+        assert hyperparameters == task[budget][name]["hyperparameters"], name
 
 
 @pytest.mark.parametrize("budget", ["gradients", "epochs"])

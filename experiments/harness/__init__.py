@@ -16,6 +16,7 @@ MODULES = (
     "networks",
     "progress",
     "rows",
+    "solutions",
     "statistics",
     "tables",
     "training",

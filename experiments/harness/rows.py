@@ -52,8 +52,8 @@ def over_rows(
       **options: of ``jax.jit``.
 
     Returns:
-      A function whose other arguments, and whose results, have a leading axis of
-      :func:`rows_at_once` rows, as :func:`place` makes them.
+      A function whose other arguments, and whose results, have a leading axis of rows,
+      as many as :func:`place` makes.
     """
     spec = PartitionSpec("rows")
 
@@ -73,13 +73,17 @@ def over_rows(
     )
 
 
-def place(rows: PyTree) -> PyTree:
-    """At most :func:`rows_at_once` rows, filled up with the last one, on the devices.
+def place(rows: PyTree, size: int | None = None) -> PyTree:
+    """At most ``size`` rows, filled up with the last one, on the devices.
 
     Drop what is added, ``[:count]``, from what comes out.
+
+    Args:
+      rows: trees of arrays with a leading axis of rows.
+      size: a multiple of the number of devices; ``None`` for :func:`rows_at_once`.
     """
     count = len(jax.tree.leaves(rows)[0])
-    filled = np.minimum(np.arange(rows_at_once()), count - 1)
+    filled = np.minimum(np.arange(size or rows_at_once()), count - 1)
     return jax.device_put(
         jax.tree.map(lambda leaf: np.asarray(leaf)[filled], rows),
         NamedSharding(_mesh(), PartitionSpec("rows")),

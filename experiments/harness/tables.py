@@ -11,7 +11,12 @@ import numpy as np
 
 from experiments import tasks
 from experiments.harness.methods import Method, describe
-from experiments.harness.statistics import comparisons, early_stopped, summary
+from experiments.harness.statistics import (
+    comparisons,
+    early_stopped,
+    standard_error,
+    summary,
+)
 from experiments.harness.training import Trained
 from experiments.tasks import Task
 
@@ -97,30 +102,46 @@ def cells(
             describe(found["hyperparameters"]),
             f"{found['gradients']:.0f}",
             f"{found['seconds']:.2f}",
-            f"{last['mean']:.1f} ± {last['standard_error']:.1f}",
+            mean_and_error(last),
             f"{last['minimum']:.1f}",
             f"{last['lower_quartile']:.1f} to {last['upper_quartile']:.1f}",
             f"{last['collapsed']} of {len(last['values'])}",
-            f"{picked['mean']:.1f} ± {picked['standard_error']:.1f}",
+            mean_and_error(picked),
         ]
         for name in known:
-            difference = found.get("differences", {}).get(name)
-            if difference:
-                line += [plus_minus(difference), p_value(difference["p_holm"])]
-            else:
-                line += ["", ""]
+            line += difference_cells(found.get("differences", {}).get(name))
         lines.append(line)
     return header, lines
 
 
-def signed(value: float) -> str:
-    """A difference with its sign, to one decimal."""
-    return f"{value:+.1f}".replace("-", "−")
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def plus_minus(difference: dict[str, float]) -> str:
+def mean_and_error(summary: dict[str, float], digits: int = 1) -> str:
+    """A mean with its standard error."""
+    return f"{summary['mean']:.{digits}f} ± {summary['standard_error']:.{digits}f}"
+
+
+def to_its_error(values: Sequence[float] | np.ndarray) -> str:
+    """Mean ± standard error of some values, to two digits of the error."""
+    mean, error = float(np.mean(values)), standard_error(values)
+    digits = max(0, 1 - int(np.floor(np.log10(error)))) if error else 2
+    return f"{mean:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+
+
+def plus_minus(difference: dict[str, float], digits: int = 1) -> str:
     """A difference with its sign and its standard error."""
-    return f"{signed(difference['mean'])} ± {difference['standard_error']:.1f}"
+    mean = signed(difference["mean"], digits)
+    return f"{mean} ± {difference['standard_error']:.{digits}f}"
+
+
+def difference_cells(difference: dict[str, float] | None, digits: int = 1) -> Cells:
+    """The two cells of a comparison; empty where a row is not compared."""
+    if not difference:
+        return ["", ""]
+    return [plus_minus(difference, digits), p_value(difference["p_holm"])]
 
 
 def p_value(p: float) -> str:

@@ -35,6 +35,8 @@ class Trained(NamedTuple):
       clean_validation: on the same with their true labels.
       test: on the test examples; ``None`` unless it was asked for.
       gradients: (trainings,), as counted.
+      params: those to evaluate at the end, with a leading axis of trainings; ``None``
+        like ``test``.
       seconds: per training, with all devices at work, without compilation.
     """
 
@@ -43,6 +45,7 @@ class Trained(NamedTuple):
     clean_validation: np.ndarray
     test: np.ndarray | None
     gradients: np.ndarray
+    params: Any
     seconds: float
 
 
@@ -69,6 +72,7 @@ def train(
     epochs: int,
     test: bool = False,
     progress: Progress | None = None,
+    watch: Callable[[int, ov.TrainState], Any] | None = None,
 ) -> Trained:
     """Train one network for each pair of hyperparameters and seed.
 
@@ -81,6 +85,8 @@ def train(
       epochs: length of all trainings, a multiple of ``task.epochs_per_call``.
       test: evaluate on the test set too, and while training; a search must not.
       progress: advanced by the gradients that were taken.
+      watch: called after every ``task.epochs_per_call`` epochs with the epoch and the
+        states of those trainings that run together, in their order.
     """
     progress = progress or Progress("", 0)
     program = _program(method, task.network, task.gradient_noise > 0)
@@ -110,13 +116,17 @@ def train(
                 ]
             ),
         }
-        result, spent = _train_rows(task, method, program, rows, epochs, test, progress)
+        result, spent = _train_rows(
+            task, method, program, rows, epochs, test, progress, watch
+        )
         seconds += spent
         found.append(result)
-    predicted, gradients = map(np.concatenate, zip(*found, strict=True))
+    predicted, gradients, params = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *found
+    )
     return _scored(
         task, [splits[seed] for seed in seeds], predicted, gradients, epochs, test
-    )._replace(seconds=seconds / len(seeds))
+    )._replace(params=params, seconds=seconds / len(seeds))
 
 
 def _train_rows(
@@ -127,8 +137,12 @@ def _train_rows(
     epochs: int,
     test: bool,
     progress: Progress,
-) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-    """Predictions (rows, evaluations, evaluated), gradients, seconds less compiling."""
+    watch: Callable[[int, ov.TrainState], Any] | None,
+) -> tuple[tuple[np.ndarray, np.ndarray, Any], float]:
+    """What rows have found, and the seconds less compiling.
+
+    Predictions (rows, evaluations, evaluated), gradients, and the parameters.
+    """
     if not program.compiled:
         progress.describe(f"{method.label}: compiling")
     count = len(rows["seed"])
@@ -162,10 +176,15 @@ def _train_rows(
         if not program.compiled:
             program.compiled.append(True)
             progress.describe(f"{method.label}, {task.name}")
+        if watch is not None:
+            state = jax.tree.map(lambda leaf: leaf[:count], carry[0])
+            watch((call + 1) * task.epochs_per_call, state)
         progress.advance(work)
     # The call that compiled is taken to last as long as the others.
     seconds = spent * calls / max(1, timed)
-    return (np.stack(predicted, 1), np.asarray(carry[-1])[:count]), seconds
+    params = program.params(carry) if test else None
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], params)
+    return (np.stack(predicted, 1), np.asarray(carry[-1])[:count], params), seconds
 
 
 def _scored(
@@ -193,6 +212,7 @@ def _scored(
         if test
         else None,
         gradients=gradients,
+        params=None,
         seconds=0.0,
     )
 
@@ -204,12 +224,14 @@ class Program(NamedTuple):
       start: (parameters, rows) -> carry.
       run: (inputs, carry, rows, examples of each step) -> carry, that many steps later.
       predict: (inputs, carry, rows) -> the labels that the network predicts.
+      params: carry -> the parameters to evaluate.
       compiled: empty until ``run`` has been compiled.
     """
 
     start: Callable[..., Any]
     run: Callable[..., Any]
     predict: Callable[..., Any]
+    params: Callable[..., Any]
     compiled: list[bool]
 
 
@@ -248,17 +270,20 @@ def _program(method: Method, network: Network, tilted: bool) -> Program:
 
         return jax.lax.scan(step, carry, batches)[0]
 
-    def predict(inputs: jax.Array, carry: Any, row: dict[str, Any]) -> jax.Array:
+    def params(carry: Any) -> Any:
         state, _ = carry
-        params = ov.eval_params(state.opt_state, state.params)
+        return ov.eval_params(state.opt_state, state.params)
+
+    def predict(inputs: jax.Array, carry: Any, row: dict[str, Any]) -> jax.Array:
         reference = inputs[row["training"][:REFERENCE]]
-        logits = network.logits(params, inputs[row["evaluated"]], reference)
+        logits = network.logits(params(carry), inputs[row["evaluated"]], reference)
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
     return Program(
         over_rows(start),
         over_rows(run, shared=1, donate_argnums=1),
         over_rows(predict, shared=1),
+        over_rows(params),
         [],
     )
 

@@ -141,8 +141,9 @@ def search(
             point = picked + STEP * random.standard_normal(len(space))
             for axis, upwards in ends.items():
                 far = box.high[axis] if upwards else box.low[axis]
-                point[axis] = random.uniform(picked[axis], far)
+                point[axis] = random.uniform(*sorted((picked[axis], far)))
             drawn.append(box.within(point))
+        box.take_in(drawn)
         # The new ones that are best so far meet the finalists on all seeds.
         top_up(fresh, budget.seeds)
         finalists = halve([*finalists, *best(fresh, max(1, len(fresh) // 3))])

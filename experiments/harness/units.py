@@ -5,14 +5,16 @@ another length of training for methods of several gradients per step, its finali
 measured again at that length.
 """
 
+import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import tables, training, tuning
+from experiments.harness import files, tables, training, tuning
 from experiments.harness.methods import Method
-from experiments.harness.progress import Progress
+from experiments.harness.progress import Progress, over
 from experiments.tasks import Task
 
 # Seeds of the search; those of the test are 0, 1, …
@@ -44,6 +46,61 @@ def work_of(task: Task, method: Method, plan: Plan) -> float:
         again = plan.search.rungs[-1][0] * plan.again + plan.seeds
         work += again * training.gradients_of(task, method, "epochs")
     return work
+
+
+def saved(folder: Path, name: str, plan: Plan) -> dict[str, Any] | None:
+    """The unit that is saved under a name, if it has as many test seeds."""
+    found = files.read_json(folder / f"{name}.json")
+    if found and len(found["gradients"]["last"]["values"]) >= plan.seeds:
+        return found
+    return None
+
+
+def run_and_save(
+    folder: Path, name: str, task: Task, method: Method, plan: Plan, progress: Progress
+) -> dict[str, Any]:
+    """Run a unit and save it under a name."""
+    result = run(task, method, plan, progress)
+    size = round(work_of(task, method, plan))
+    files.save(folder, name, result, size=size, finished=True)
+    return result
+
+
+def run_missing(
+    title: str,
+    folder: Path,
+    units: dict[tuple[str, str], tuple[Task, Method]],
+    plan: Plan,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """All units; those that are saved are not run again.
+
+    Args:
+      title: of the progress.
+      folder: where the units are saved, each under (its folder, its name).
+      units: what to train with what, by (its folder, its name).
+      plan: how much.
+    """
+    found, missing = {}, []
+    for group, name in units:
+        if unit := saved(folder / group, name, plan):
+            found[group, name] = unit
+        else:
+            missing.append((group, name))
+    try:
+        work = sum(work_of(*units[key], plan) for key in missing)
+        with over(title, work) as progress:
+            for group, name in missing:
+                found[group, name] = run_and_save(
+                    folder / group, name, *units[group, name], plan, progress
+                )
+    finally:
+        if len(found) < len(units):
+            print(
+                f"{len(found)} of {len(units)} units are saved in {folder}; the same "
+                "command goes on from there.",
+                file=sys.stderr,
+            )
+    return found
 
 
 def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Task(NamedTuple):
     """A classification task and how a network is trained on it.
 
     Attributes:
-      name: as in TITLES.
+      name: as in TITLES, or what it is called in tables.
       inputs: (examples, features) float32.
       labels: (examples,) int32, the true ones.
       given_labels: random generator -> the labels (examples,) that training and
@@ -68,7 +68,7 @@ class Task(NamedTuple):
     @property
     def title(self) -> str:
         """Its name in tables and figures."""
-        return TITLES[self.name]
+        return TITLES.get(self.name, self.name)
 
     @property
     def steps_per_epoch(self) -> int:

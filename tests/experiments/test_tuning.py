@@ -56,6 +56,24 @@ def test_a_peak_beyond_the_range_widens_it_and_is_reached():
     assert found.ranges["rho"][1] > 1.5
 
 
+@pytest.mark.parametrize("rho", [0.015, 8.0])
+def test_ranges_may_be_widened_at_both_ends_and_more_than_once(rho):
+    found = [
+        tuning.search(
+            SPACE,
+            peak([], rho=rho, theta=0.2),
+            tuning.Budget(),
+            first_seed=0,
+            seed=seed,
+        )
+        for seed in range(8)
+    ]
+    assert max(len(search.widened) for search in found) > 1
+    for search in found:
+        low, high = search.ranges["rho"]
+        assert low <= search.picked["rho"] <= high
+
+
 def test_a_value_that_may_not_be_larger_is_no_edge():
     found = tuning.search(
         SPACE, peak([], rho=0.3, theta=50.0), tuning.Budget(), first_seed=0
