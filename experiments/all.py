@@ -6,6 +6,7 @@ image experiments (``experiments.vision``) need downloads and are not among them
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import evidence, harness
@@ -45,6 +46,18 @@ RUNS = (
     Run("best_radius", 110),
     Run("radius_warmup", 90),
     Run("lagged_feeding", 110),
+    Run("flatness", 240),
+    Run("bouncing", 5),
+    Run("domain_generalization", 300),
+    Run("batch_size_0", 300, "batch_size"),
+    Run("batch_size_50", 300, "batch_size", ("--noise", "50")),
+    Run("batch_size_0_updates", 300, "batch_size", ("--matched", "updates")),
+    Run(
+        "batch_size_50_updates",
+        300,
+        "batch_size",
+        ("--noise", "50", "--matched", "updates"),
+    ),
 )
 
 
@@ -74,9 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with harness.progress.over("all", sum(left.values())) as progress:
             for run in missing:
-                module = importlib.import_module(f"experiments.{run.name}")
                 with harness.progress.part_of(progress, left[run]):
-                    module.main([*shared, *run.arguments])
+                    main_of(run)([*shared, *run.arguments])
                 done += 1
     finally:
         if done < len(missing):
@@ -85,6 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
                 "finished; the same command goes on from here."
             )
     return 0
+
+
+def main_of(run: Run) -> Callable[[list[str]], int]:
+    """The experiment's own ``main``."""
+    return importlib.import_module(f"experiments.{run.name}").main
 
 
 def is_finished(options: Any, run: Run) -> bool:

@@ -1,11 +1,10 @@
 """One command repeats everything that is published, and goes on where it stopped."""
 
-import json
 import types
 
 import pytest
 
-from experiments import all as everything
+from experiments import all as everything, evidence
 from experiments.__main__ import runnable
 from experiments.harness import command_line, progress
 
@@ -17,40 +16,29 @@ RUNS = (
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Three experiments that only save; what they were called with, and the shares."""
-    called = []
+def jobs(monkeypatch):
+    """Three experiments that only save; ``done`` grows, and one may be interrupted."""
+    state = types.SimpleNamespace(done=[], interrupt=None)
 
-    def imported(name):
+    def main_of(run):
         def main(arguments):
+            if run.writes == state.interrupt:
+                raise command_line.Interrupted(2)
             parser = command_line.experiment_parser("job", "A job.")
             parser.add_argument("--budget", default="gradients")
             options = command_line.parse(parser, arguments)
-            called.append((name, options.budget))
-            if len(called) == imported.interrupted_at:
-                raise command_line.Interrupted(2)
             with progress.over("job", 4) as part:
                 part.advance(4)
-            run = next(
-                r
-                for r in RUNS
-                if r.arguments == tuple(arguments[-2:])
-                or (
-                    not r.arguments
-                    and name.endswith(r.name)
-                    and "--budget" not in arguments
-                )
-            )
             command_line.save(
                 options, run.writes, {}, size=1, done=1, of=1, unit="jobs"
             )
+            state.done.append((run.writes, options.budget))
 
-        return types.SimpleNamespace(main=main)
+        return main
 
-    imported.interrupted_at = None
     monkeypatch.setattr(everything, "RUNS", RUNS)
-    monkeypatch.setattr(everything.importlib, "import_module", imported)
-    return called, imported
+    monkeypatch.setattr(everything, "main_of", main_of)
+    return state
 
 
 def test_every_experiment_is_among_them():
@@ -66,35 +54,45 @@ def test_what_reads_the_evidence_comes_after_it():
     assert order.index("evidence") < order.index("choosing_rho")
 
 
-def test_it_says_how_long_it_takes_and_runs_what_is_missing(calls, tmp_path, capsys):
-    called, imported = calls
-    imported.interrupted_at = 2
+def test_it_says_how_long_it_takes_and_runs_what_is_missing(jobs, tmp_path, capsys):
+    arguments = ["--runs", str(tmp_path)]
+    jobs.interrupt = "second"
     with pytest.raises(command_line.Interrupted):
-        everything.main(["--runs", str(tmp_path)])
+        everything.main(arguments)
     said = capsys.readouterr().out
     assert "0 of 3 experiments are finished; the others take about 1 min 40 s" in said
     assert "1 of 3 experiments are finished; the same command goes on" in said
-    imported.interrupted_at = None
-    called.clear()
-    assert everything.main(["--runs", str(tmp_path)]) == 0
+    jobs.interrupt = None
+    assert everything.main(arguments) == 0
     assert "the others take about 1 min 30 s" in capsys.readouterr().out
-    assert [budget for _, budget in called] == ["gradients", "epochs"]
-    called.clear()
-    assert everything.main(["--runs", str(tmp_path)]) == 0
-    assert not called
+    once = [
+        ("first", "gradients"),
+        ("second", "gradients"),
+        ("second_longer", "epochs"),
+    ]
+    assert jobs.done == once
+    assert everything.main(arguments) == 0
+    assert jobs.done == once
 
 
-def test_publishing_and_smoke_are_passed_on(calls, tmp_path):
-    results = tmp_path / "results"
+def test_publishing_and_smoke_are_passed_on(jobs, tmp_path):
+    results, names = tmp_path / "results", sorted(run.writes for run in RUNS)
     assert everything.main(["--runs", str(tmp_path), "--publish", str(results)]) == 0
-    assert len(list(results.glob("*.json"))) == 3
+    assert sorted(path.stem for path in results.glob("*.json")) == names
     assert everything.main(["--runs", str(tmp_path), "--smoke"]) == 0
-    smoke = sorted(path.stem for path in (tmp_path / "smoke").glob("*.json"))
-    assert smoke == sorted(run.writes for run in RUNS)
-    assert json.loads((tmp_path / "smoke/first.json").read_text())["finished"]
+    smoke = tmp_path / "smoke"
+    assert sorted(path.stem for path in smoke.glob("*.json")) == names
 
 
-def test_the_list_runs_nothing(calls, tmp_path, capsys):
+def test_the_list_runs_nothing(jobs, tmp_path, capsys):
     assert everything.main(["--runs", str(tmp_path), "--list"]) == 0
-    assert not calls[0]
+    assert not jobs.done
     assert "second_longer" in capsys.readouterr().out
+
+
+def test_of_the_evidence_only_what_is_missing_is_counted(tmp_path):
+    """Nothing is there yet: as long as the evidence itself says."""
+    run = next(run for run in everything.RUNS if run.name == "evidence")
+    shared = ["--runs", str(tmp_path)]
+    left = everything.seconds_left(run, shared)
+    assert left == evidence.seconds_left(evidence.parsed(shared)) > 600

@@ -35,6 +35,7 @@ def trained(task, method, points, seeds, **options):
         clean_validation=np.array(found)[:, None],
         test=None,
         gradients=np.ones(len(seeds)),
+        params=None,
         seconds=0.0,
     )
 
