@@ -12,6 +12,7 @@ MODULES = (
     "figures",
     "files",
     "language",
+    "grids",
     "methods",
     "networks",
     "progress",

@@ -76,7 +76,7 @@ def experiment_parser(
     parser = Parser(prog=f"python -m experiments.{name}", description=description)
     if seeds is not None:
         parser.add_argument(
-            "--seeds", type=positive_integer, default=seeds, help="test seeds: 0, 1, …"
+            "--seeds", type=positive_integer, default=seeds, help="how many seeds"
         )
     if methods is not None:
         names = list(methods)
