@@ -22,6 +22,12 @@ from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
 
+# Whether a lagged perturbation arrives, and leads uphill.
+from optax_vasso.lagged_checks import check_uphill, track_arrival
+
+# The methods of the papers, of one gradient per step and of two.
+from optax_vasso.lagged_recipes import lagged_vasso, momentum_sam, single_step_sam
+
 # Bad batches, loss scales, parameters with few bits.
 from optax_vasso.nonfinite import check_finite, skip_nonfinite
 
@@ -39,9 +45,10 @@ from optax_vasso.parallel import (
     state_shardings,
     synchronized,
 )
-from optax_vasso.precision import in_float32
 
-# The methods of the papers.
+# Two gradients per step that do not wait for each other.
+from optax_vasso.parallel_gradients import clean_gradient, sampa
+from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
     asam,
@@ -49,7 +56,6 @@ from optax_vasso.recipes import (
     fisher_sam,
     friendly_sam,
     gsam,
-    lagged_vasso,
     looksam,
     sam,
     vasso,
@@ -58,7 +64,7 @@ from optax_vasso.recipes import (
 
 # Gradient → direction, over steps: what stands first in an ascent chain.
 from optax_vasso.smoothing import friendly_noise, vasso_ema
-from optax_vasso.tracking import track, track_arrival
+from optax_vasso.tracking import track
 
 # A compiled step with model state, keys and metrics.
 from optax_vasso.train_step import TrainState, init_train_state, make_train_step
@@ -77,6 +83,8 @@ __all__ = [
     "asam_perturb",
     "average_over",
     "check_finite",
+    "check_uphill",
+    "clean_gradient",
     "eval_params",
     "evasso",
     "fisher_perturb",
@@ -98,15 +106,18 @@ __all__ = [
     "make_train_step",
     "masked_ascent",
     "microbatched",
+    "momentum_sam",
     "on_batch",
     "part_of_batch",
     "per_layer",
     "sam",
     "sam_perturb",
+    "sampa",
     "shard_batch",
     "shard_state",
     "sharpness",
     "sharpness_aware",
+    "single_step_sam",
     "skip_nonfinite",
     "state_shardings",
     "synchronized",

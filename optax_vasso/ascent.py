@@ -21,7 +21,6 @@ from optax_vasso.validation import (
     check_not_negative,
     check_params,
     check_state,
-    check_theta,
     check_transformation,
     require_params,
     value_at,
@@ -339,85 +338,6 @@ def masked_ascent(
             **extra_args,
         )
         return select(params, perturbation, None), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-class UnbufferedState(NamedTuple):
-    """State of :func:`unbuffered_vasso`.
-
-    Attributes:
-      step: gradients taken in, an int32 scalar.
-      norm: ‖d‖₂ of the smoothed slope, a float32 (under x64 float64) scalar; zero where
-        the average is to start at the next gradient.
-      radius: the ρ of the last perturbation, likewise.
-    """
-
-    step: jax.Array
-    norm: jax.Array
-    radius: jax.Array
-
-
-def unbuffered_vasso(
-    rho: Hyperparameter, theta: Hyperparameter
-) -> optax.GradientTransformationExtraArgs:
-    """The chain of ``vasso_ema(theta)`` and ``sam_perturb(rho)`` without a buffer.
-
-    For :func:`optax_vasso.lagged`, which keeps the last perturbation and passes it on.
-    That is the last average but for its length, d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/ρ_{t−1}, so
-    two scalars are all that is left to store. Where ρ was zero the average starts again
-    at the newest gradient.
-    """
-    check_not_negative("rho", rho)
-    check_theta(theta)
-
-    def init_fn(params: PyTree) -> UnbufferedState:
-        check_params(params)
-        for path, leaf in jax.tree.leaves_with_path(params):
-            if numerics.has_few_bits(leaf):
-                raise ValueError(
-                    f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
-                    "rounds away the average that it is to carry: pass "
-                    "accumulator_dtype=jnp.float32 to keep the average apart."
-                )
-        # Not one zero twice: a buffer can be donated only once.
-        norm, radius = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
-        return UnbufferedState(jnp.zeros((), jnp.int32), norm, radius)
-
-    def update_fn(
-        updates: PyTree,
-        state: UnbufferedState,
-        params: PyTree = None,
-        *,
-        perturbation: PyTree,
-        **extra_args: Any,
-    ) -> tuple[PyTree, UnbufferedState]:
-        del params, extra_args
-        check_state(state, UnbufferedState, "lagged_vasso")
-        dtype = numerics.accumulation_dtype(updates, perturbation)
-        starts = state.norm == 0
-        weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
-        inverse = (1 / jnp.where(state.radius == 0, 1, state.radius)).astype(dtype)
-        length = ((1 - weight) * state.norm.astype(dtype)).astype(dtype)
-        average = numerics.map_updates(
-            lambda g, e: (
-                weight * numerics.widen(g, dtype)
-                # One after the other: their product may be out of range.
-                + length * (inverse * numerics.widen(e, dtype))
-            ),
-            updates,
-            perturbation,
-        )
-        radius = jnp.asarray(value_at(rho, state.step), dtype)
-        unit, norm = numerics.unit_and_norm(average)
-        new_state = UnbufferedState(
-            step=optax.safe_increment(state.step),
-            norm=jnp.where(radius == 0, 0, norm).astype(state.norm.dtype),
-            radius=radius.astype(state.radius.dtype),
-        )
-        return numerics.map_updates(lambda u: radius * u, unit), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -83,11 +83,11 @@ def lagged(
         those of ``update``, ``perturbation`` (ε_{t−1}) and ``ascended`` (true). A
         ``value_fn`` is passed on as a function of x_t, perturbed as g_t is.
       ascent: a transformation whose output is added to the parameters. It receives
-        ε_{t−1} as the extra argument ``perturbation``.
+        ε_{t−1} as the extra argument ``perturbation``, and a ``grad_fn`` if ``update``
+        was given one, for :func:`optax_vasso.clean_gradient`.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument; a
-      ``grad_fn`` is ignored.
+      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
 
     Raises:
       ValueError: if optimizer or ascent is no transformation; at ``init``, if the
@@ -106,7 +106,9 @@ def lagged(
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         # Where the chain gives nothing there is nothing to keep.
         perturbed, _ = jax.eval_shape(
-            lambda x, state: ascent.update(x, state, x, perturbation=x),
+            lambda x, state: ascent.update(
+                x, state, x, perturbation=x, grad_fn=lambda _: x
+            ),
             params,
             ascent_state,
         )
@@ -124,7 +126,7 @@ def lagged(
         require_params(params, "lagged")
         check_state(state, LaggedState, "lagged")
         check_structure(updates, state.perturbation, "lagged")
-        extra_args.pop("grad_fn", None)
+        grad_fn = extra_args.pop("grad_fn", None)
         if extra_args.get("value_fn") is not None:
             extra_args["value_fn"] = ignore_ours(
                 _perturbed(extra_args["value_fn"], state.perturbation)
@@ -135,6 +137,7 @@ def lagged(
             state.ascent_state,
             point,
             perturbation=state.perturbation,
+            grad_fn=grad_fn,
             **extra_args,
         )
         step, optimizer_state = optimizer.update(

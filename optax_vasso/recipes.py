@@ -1,4 +1,4 @@
-"""The methods of the papers, each a few lines of composition.
+"""The methods of two gradients per step, each a few lines of composition.
 
 Every recipe takes any Optax optimizer first and returns a transformation to use in its
 place. To change a part, copy the lines: they are all there is. The argument ``mask`` is
@@ -18,10 +18,8 @@ from optax_vasso.ascent import (
     fisher_perturb,
     masked_ascent,
     sam_perturb,
-    unbuffered_vasso,
 )
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
-from optax_vasso.one_gradient import lagged
 from optax_vasso.smoothing import friendly_noise, vasso_ema
 from optax_vasso.two_gradients import sharpness_aware
 from optax_vasso.validation import Hyperparameter, check_transformation
@@ -162,58 +160,6 @@ def evasso(
         masked_ascent(optax.chain(vasso_ema(theta), sam_perturb(rho)), mask),
         gate=gate.bernoulli(probability, seed),
     )
-
-
-def lagged_vasso(
-    optimizer: optax.GradientTransformation,
-    rho: Hyperparameter = 0.1,
-    theta: Hyperparameter = 0.4,
-    *,
-    accumulator_dtype: Any = None,
-    mask: Mask | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """VaSSO at one gradient per step; see :func:`optax_vasso.lagged`.
-
-    Between steps the loop's parameters are perturbed: evaluate
-    :func:`optax_vasso.eval_params`.
-
-    Args:
-      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
-      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
-      accumulator_dtype: dtype of an average of its own. By default there is none, and
-        the perturbation carries the average: one buffer like the parameters in all.
-        Parameters of fewer than 32 bits cannot carry it.
-      mask: which leaves are perturbed; by default all.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
-
-    Raises:
-      ValueError: if a hyperparameter is out of its range; at ``init``, if parameters
-        have fewer than 32 bits and there is no accumulator_dtype.
-
-    Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from optax_vasso import eval_params, lagged_vasso
-      >>> grad_fn = jax.grad(lambda x: jnp.sum(x**2) / 2)
-      >>> params = jnp.array([3.0, 4.0])
-      >>> optimizer = lagged_vasso(optax.sgd(0.1), rho=0.5, theta=0.4)
-      >>> state = optimizer.init(params)
-      >>> for _ in range(2):
-      ...     updates, state = optimizer.update(grad_fn(params), state, params)
-      ...     params = optax.apply_updates(params, updates)
-      >>> print(params, eval_params(state, params))
-      [2.7 3.6] [2.4 3.2]
-    """
-    ascent: optax.GradientTransformation = unbuffered_vasso(rho, theta)
-    if accumulator_dtype is not None:
-        ascent = optax.chain(
-            vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
-        )
-    return lagged(optimizer, masked_ascent(ascent, mask))
 
 
 def friendly_sam(

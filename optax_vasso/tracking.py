@@ -17,13 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.one_gradient import LaggedState
 from optax_vasso.validation import (
     check_hyperparameter,
     check_integer,
     check_state,
-    check_transformation,
-    is_left_out,
     require_params,
 )
 
@@ -39,7 +36,6 @@ __all__ = [
     "running_mean",
     "stability",
     "track",
-    "track_arrival",
 ]
 
 
@@ -90,20 +86,6 @@ class TrackState(NamedTuple):
     step: jax.Array
     metrics: dict[str, jax.Array]
     measure_states: tuple[PyTree, ...]
-
-
-class ArrivalState(NamedTuple):
-    """State of :func:`track_arrival`.
-
-    Attributes:
-      expected: ⟨y, ε⟩ of the parameters as they should be at the next step, a scalar.
-      metrics: ``arrived``, the share of ‖ε‖² that the parameters took in.
-      optimizer_state: the state of the optimizer.
-    """
-
-    expected: jax.Array
-    metrics: dict[str, jax.Array]
-    optimizer_state: optax.OptState
 
 
 def perturbation_norm(seen: Seen) -> jax.Array:
@@ -315,85 +297,6 @@ def track(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def track_arrival(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Check that the perturbation of a lagged optimizer reaches the parameters.
-
-    What freezes, clips or scales the updates behind :func:`optax_vasso.lagged`, or
-    overwrites the parameters, changes the perturbation too, and
-    :func:`optax_vasso.eval_params` then returns a wrong point. The metric ``arrived``
-    is the share of ‖ε‖² that is found in the parameters of the next step: 1 if all is
-    well, 0 if they were frozen, in between if some were. It costs two products of the
-    parameters with the perturbation, and no buffer.
-
-    Args:
-      optimizer: :func:`optax_vasso.lagged` or a recipe of it, directly: what stands
-        between the two is not checked.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` in its place; read the number
-      with ``optax.tree.get(state, "arrived")``, or among the metrics of
-      :func:`optax_vasso.make_train_step`.
-
-    Raises:
-      ValueError: if optimizer is no transformation; at ``init``, if it is not lagged.
-
-    Examples:
-      The updates of a lagged optimizer, halved by somebody:
-
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from optax_vasso import lagged_vasso, track_arrival
-      >>> optimizer = track_arrival(lagged_vasso(optax.sgd(0.0), rho=0.5))
-      >>> params = jnp.array([3.0, 4.0])
-      >>> state = optimizer.init(params)
-      >>> for _ in range(2):
-      ...     updates, state = optimizer.update(params, state, params)
-      ...     params = optax.apply_updates(params, 0.5 * updates)
-      >>> print(state.metrics["arrived"])
-      0.5
-    """
-    check_transformation("optimizer", optimizer)
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    def init_fn(params: PyTree) -> ArrivalState:
-        optimizer_state = optimizer.init(params)
-        if not isinstance(optimizer_state, LaggedState):
-            raise ValueError(
-                "optimizer is not lagged, so there is no perturbation to arrive: wrap "
-                "lagged or lagged_vasso itself."
-            )
-        zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
-        return ArrivalState(zero, {"arrived": jnp.ones_like(zero)}, optimizer_state)
-
-    def update_fn(
-        updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, ArrivalState]:
-        require_params(params, "track_arrival")
-        check_state(state, ArrivalState, "track_arrival")
-        before = state.optimizer_state.perturbation
-        square = numerics.dot(before, before)
-        missing = _projection(params, before) - state.expected
-        arrived = 1 + missing / jnp.where(square == 0, 1, square)
-        new_updates, optimizer_state = optimizer.update(
-            updates, state.optimizer_state, params, **extra_args
-        )
-        following = jax.tree.map(
-            lambda u, x: x if u is None else optax.apply_updates(x, u),
-            new_updates,
-            params,
-            is_leaf=lambda u: u is None,
-        )
-        expected = _projection(following, optimizer_state.perturbation)
-        dtype = state.expected.dtype
-        return new_updates, ArrivalState(
-            expected.astype(dtype), {"arrived": arrived.astype(dtype)}, optimizer_state
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
 _DEFAULT = (perturbation_norm, cosine)
 
 
@@ -428,16 +331,3 @@ def _take(
 def _as(tree: PyTree, like: PyTree) -> PyTree:
     """The dtypes of the state, whatever the precision is switched to later."""
     return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)
-
-
-def _projection(params: PyTree, perturbation: PyTree) -> jax.Array:
-    """⟨y, ε⟩ over the leaves that are perturbed."""
-    return numerics.dot(
-        perturbation,
-        jax.tree.map(
-            lambda e, x: e if is_left_out(e) else x,
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        ),
-    )

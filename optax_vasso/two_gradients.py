@@ -186,17 +186,26 @@ def sharpness_aware(
             )
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
+        def point(perturbation: PyTree) -> PyTree:
+            return jax.tree.map(
+                # No update is no perturbation: the parameter is left out of training.
+                lambda e, x: x if e is None else optax.apply_updates(x, e),
+                perturbation,
+                params,
+                is_leaf=lambda e: e is None,
+            )
+
         first, ascent_state = perturb(updates)
 
         def climb(total: PyTree) -> PyTree:
             for _ in range(ascent_steps - 1):
-                part, _ = perturb(_gradient(grad_fn, params, total, updates)[0])
+                part, _ = perturb(gradient_at(point(total), grad_fn, updates)[0])
                 total = numerics.map_updates(jnp.add, total, part)
             return total
 
         def ascend() -> tuple[PyTree, jax.Array, PyTree]:
             total = climb(first)
-            grads, value = _gradient(grad_fn, params, total, updates)
+            grads, value = gradient_at(point(total), grad_fn, updates)
             # With one ascent step it is known outside, and not carried through a cond.
             return grads, as_loss(value), () if ascent_steps == 1 else total
 
@@ -241,19 +250,11 @@ def _gradient_of(value_fn: Callable[[PyTree], jax.Array]) -> GradFn:
     return grad_fn
 
 
-def _gradient(
-    grad_fn: GradFn, params: PyTree, perturbation: PyTree, clean_grads: PyTree
+def gradient_at(
+    params: PyTree, grad_fn: GradFn, clean_grads: PyTree
 ) -> tuple[PyTree, jax.Array]:
-    """Gradient and value at the perturbed parameters; value 0 if there is none."""
-    result = grad_fn(
-        jax.tree.map(
-            # No update is no perturbation: the parameter is left out of training.
-            lambda e, x: x if e is None else optax.apply_updates(x, e),
-            perturbation,
-            params,
-            is_leaf=lambda e: e is None,
-        )
-    )
+    """Gradient, with the dtypes of the clean one, and value; 0 if there is none."""
+    result = grad_fn(params)
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
     structure: Any = jax.tree.structure(clean_grads)
     value = jnp.zeros(())

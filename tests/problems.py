@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 TRAJECTORIES = Path(__file__).parent / "data" / "trajectories.json"
+# The same problem, at one gradient per step.
+ONE_GRADIENT = Path(__file__).parent / "data" / "one_gradient.json"
 
 
 def as_arrays(tree):
@@ -18,8 +20,8 @@ def as_arrays(tree):
     }
 
 
-def authors_runs():
-    return json.loads(TRAJECTORIES.read_text())["runs"]
+def authors_runs(path=TRAJECTORIES):
+    return json.loads(path.read_text())["runs"]
 
 
 def authors_problem():

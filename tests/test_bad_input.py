@@ -12,7 +12,7 @@ from flax.training import train_state
 
 import optax_vasso as ov
 from optax_vasso import gate, tracking
-from optax_vasso.ascent import unbuffered_vasso
+from optax_vasso.unbuffered import unbuffered_vasso
 
 PARAMS = {"w": jnp.ones(3), "b": jnp.ones(2)}
 NAN = float("nan")

@@ -53,6 +53,13 @@ RECIPES = {
     "wsam": ov.wsam,
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
+    "single_step_sam": ov.single_step_sam,
+    "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
+    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 1e-3, rho),
+    "async_vasso": lambda optimizer, rho=0.1: ov.lagged(
+        optimizer,
+        optax.chain(ov.clean_gradient(), ov.vasso_ema(0.4), ov.sam_perturb(rho)),
+    ),
     "vasso_asam": _vasso_and(ov.asam_perturb),
     "vasso_fisher": _vasso_and(ov.fisher_perturb),
     "vasso_gsam": _vasso_and(ov.sam_perturb, ov.gsam_descent(0.3)),
@@ -132,7 +139,7 @@ UNBUFFERED = {
     name
     for name in (*RECIPES, *WRAPPERS)
     if "lagged" in name and name not in ("lagged_buffered", "per_layer_lagged")
-}
+} | {"momentum_sam"}
 EVERY = RECIPES | {name: make for name, (make, _) in WRAPPERS.items()}
 
 # Each maps a radius to a chain whose output is added to the parameters.
@@ -247,7 +254,8 @@ def test_a_step_changes_no_type(name, dtype, strict):
         if name in UNBUFFERED and dtype in ("float16", "bfloat16"):
             with pytest.raises(ValueError, match="^params.*pass accumulator_dtype"):
                 make(name).init(params)
-            wide = ov.lagged_vasso(optax.sgd(0.05), accumulator_dtype=jnp.float32)
+            recipe = ov.momentum_sam if name == "momentum_sam" else ov.lagged_vasso
+            wide = recipe(optax.sgd(0.05), accumulator_dtype=jnp.float32)
             assert_step_keeps_types(wide, params)
             return
         assert_step_keeps_types(make(name), params)

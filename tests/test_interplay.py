@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso.ascent import unbuffered_vasso
 from optax_vasso.tracking import perturbation_norm, stability, track
+from optax_vasso.unbuffered import unbuffered_vasso
 
 RHO, THETA, RATE = 0.1, 0.4, 0.05
 # A few roundings of float64: the two sides are the same mathematics in another order.

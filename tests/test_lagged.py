@@ -147,25 +147,27 @@ def test_lagged_lowers_the_loss_of_a_network():
     assert after < 0.7 * before
 
 
-def test_a_grad_fn_is_ignored_and_everything_else_passed_on():
+def test_a_grad_fn_goes_to_the_ascent_chain_alone_and_everything_else_to_both():
     """So that a loop for two gradients runs as it is."""
-    seen = []
+    seen = {"optimizer": [], "ascent": []}
 
-    def update(updates, state, params=None, **extra_args):
-        seen.append(extra_args)
-        return updates, state
+    def spy(name):
+        def update(updates, state, params=None, **extra_args):
+            seen[name].append(extra_args)
+            return updates, state
 
-    spy = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    optimizer, params = (
-        ov.lagged(spy, optax.chain(spy, ov.sam_perturb(0.1))),
-        jnp.ones(3),
-    )
+        return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+    ascent = optax.chain(spy("ascent"), ov.sam_perturb(0.1))
+    optimizer, params = ov.lagged(spy("optimizer"), ascent), jnp.ones(3)
     state = optimizer.init(params)
-    seen.clear()  # what init has traced
+    seen["ascent"].clear()  # what init has traced
     plain, _ = optimizer.update(params, state, params, temperature=300)
     given, _ = optimizer.update(
         params, state, params, temperature=300, grad_fn=lambda params: 1 / 0
     )
     np.testing.assert_array_equal(plain, given)
-    assert [call["temperature"] for call in seen] == [300] * 4
-    assert not any("grad_fn" in call for call in seen)
+    for calls in seen.values():
+        assert [call["temperature"] for call in calls] == [300] * 2
+    assert not any("grad_fn" in call for call in seen["optimizer"])
+    assert [callable(call["grad_fn"]) for call in seen["ascent"]] == [False, True]

@@ -195,16 +195,106 @@ def test_a_recipe_is_its_formula(name):
     assert set(memory.get("ascents", [True, False])) == {True, False}
 
 
-def test_lagged_vasso_is_its_formula():
+# The average that a lagged perturbation follows, from the one before and the gradient,
+# and the sign of the perturbation.
+LAGGED = {
+    "lagged_vasso": (
+        lambda o: ov.lagged_vasso(o, 0.3, 0.2),
+        lambda d, g: g if d is None else 0.8 * d + 0.2 * g,
+        1,
+    ),
+    "single_step_sam": (lambda o: ov.single_step_sam(o, 0.3), lambda d, g: g, 1),
+    "momentum_sam": (
+        lambda o: ov.momentum_sam(o, 0.3, 0.7),
+        lambda d, g: g if d is None else 0.7 * d + g,
+        -1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAGGED)
+def test_a_lagged_recipe_is_its_formula(name):
     """One gradient per step, at the point that the last step has perturbed."""
+    recipe, follow, sign = LAGGED[name]
     x, epsilon, d, points = START, 0.0, None, []
     for t in range(STEPS):
         g = gradient(x + epsilon, t)
-        d = g if d is None else 0.8 * d + 0.2 * g
-        x, epsilon = x - RATE * g, 0.3 * unit(d)
+        d = follow(d, g)
+        x, epsilon = x - RATE * g, sign * 0.3 * unit(d)
         points.append(x)
-    actual = trained(ov.lagged_vasso(optax.sgd(RATE), 0.3, 0.2), is_lagged=True)
+    actual = trained(recipe(optax.sgd(RATE)), is_lagged=True)
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+def test_async_sam_is_its_formula():
+    """Two gradients, at points that are both known when the step begins."""
+    x, epsilon, points = START, 0.0, []
+    for t in range(STEPS):
+        g, clean = gradient(x + epsilon, t), gradient(x, t)
+        x, epsilon = x - RATE * g, 0.3 * unit(clean)
+        points.append(x)
+    ascent = optax.chain(ov.clean_gradient(), ov.sam_perturb(0.3))
+    actual = trained(ov.lagged(optax.sgd(RATE), ascent), is_lagged=True)
+    np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+def test_sampa_is_its_formula():
+    x, epsilon, last, points = START, 0.0, 0.0, []
+    for t in range(STEPS):
+        g, last = gradient(x + epsilon, t), gradient(x - RATE * last, t)
+        x, epsilon = x - RATE * (0.7 * g + 0.3 * last), 0.4 * unit(last)
+        points.append(x)
+    optimizer = ov.sampa(optax.sgd(RATE), RATE, rho=0.4, lmbda=0.3)
+    actual = trained(optimizer, is_lagged=True)
+    np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ov.sampa(optax.sgd(RATE), RATE),
+        ov.lagged(optax.sgd(RATE), optax.chain(ov.clean_gradient())),
+    ],
+    ids=["sampa", "clean_gradient"],
+)
+def test_a_second_gradient_needs_grad_fn(optimizer):
+    params = jnp.asarray(START)
+    with pytest.raises(ValueError, match="needs grad_fn, got None: call update"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+# Pairs of lagged optimizers that are one, as the docstrings say.
+SAME = {
+    "lagged_vasso, theta = 1, is single_step_sam": (
+        lambda o: ov.lagged_vasso(o, 0.3, 1.0),
+        lambda o: ov.single_step_sam(o, 0.3),
+    ),
+    "the momentum that the perturbation carries is one of its own": (
+        lambda o: ov.momentum_sam(o, 0.3, 0.7),
+        lambda o: ov.momentum_sam(o, 0.3, 0.7, accumulator_dtype=jnp.float64),
+    ),
+    "momentum_sam follows the average of adam as well": (
+        lambda o: ov.momentum_sam(o, 0.3, 0.7),
+        lambda o: ov.lagged(
+            o,
+            optax.chain(
+                optax.ema(0.7, debias=False), ov.sam_perturb(0.3), optax.scale(-1.0)
+            ),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_lagged_recipes_that_are_one(name):
+    one, other = SAME[name]
+    base = optax.sgd(RATE, momentum=0.9)
+    np.testing.assert_allclose(
+        trained(one(base), is_lagged=True),
+        trained(other(base), is_lagged=True),
+        rtol=1e-10,
+        atol=1e-12,
+    )
 
 
 # Limits in which one recipe is another.
@@ -256,6 +346,8 @@ DEFAULTS = {
     ov.vasso: {"rho": 0.1, "theta": 0.4, "accumulator_dtype": None},
     ov.evasso: {"rho": 0.1, "theta": 0.4, "probability": 0.3, "seed": 0},
     ov.lagged_vasso: {"rho": 0.1, "theta": 0.4, "accumulator_dtype": None},
+    ov.single_step_sam: {"rho": 0.05},
+    ov.momentum_sam: {"rho": 3.0, "momentum": 0.9, "accumulator_dtype": None},
     ov.friendly_sam: {
         "rho": 0.2,
         "sigma": 1.0,
@@ -295,7 +387,7 @@ def test_every_recipe_is_in_the_tables():
         and list(inspect.signature(value).parameters)[:2] == ["optimizer", "rho"]
     }
     assert recipes == DEFAULTS.keys()
-    assert {recipe.__name__ for recipe in recipes} <= {*FORMULAS, "lagged_vasso"}
+    assert {recipe.__name__ for recipe in recipes} <= {*FORMULAS, *LAGGED}
 
 
 @pytest.mark.parametrize("recipe", DEFAULTS)
@@ -317,7 +409,7 @@ def test_a_mask_chooses_the_leaves_that_are_perturbed(recipe):
         updates, state = optimizer.update(
             grads, optimizer.init(params), params, grad_fn=grad_fn
         )
-    if recipe is ov.lagged_vasso:
+    if recipe.__name__ in LAGGED:
         params = optax.apply_updates(params, updates)
         clean, perturbed = ov.eval_params(state, params), params
     else:

@@ -1,6 +1,7 @@
 """What the adversary did: each measure against NumPy, wherever a perturbation is."""
 
 import functools
+import warnings
 
 import chex
 import jax
@@ -252,3 +253,26 @@ def test_the_chain_is_what_is_measured():
     for state, expected in zip(states, outputs, strict=True):
         measured_there = state.optimizer_state[0].metrics["e"]
         np.testing.assert_allclose(measured_there, expected, rtol=1e-6)
+
+
+def test_check_uphill_warns_where_the_mean_cosine_is_negative():
+    """Steps that overshoot a valley from side to side: momentum_sam's sign is right."""
+    base = optax.chain(
+        ov.track(tracking.running_mean(tracking.cosine, 0.5)), optax.sgd(1.9)
+    )
+
+    def trained(optimizer):
+        params = jnp.array([1.0, 2.0])
+        state = optimizer.init(params)
+        for _ in range(10):
+            updates, state = optimizer.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        return state
+
+    with pytest.warns(RuntimeWarning, match="downhill: its mean cosine with the"):
+        ov.check_uphill(trained(ov.single_step_sam(base, rho=0.01)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ov.check_uphill(trained(ov.momentum_sam(base, rho=0.01, momentum=0.0)))
+    with pytest.raises(ValueError, match="mean_cosine, which is not in this state"):
+        ov.check_uphill(ov.single_step_sam(optax.sgd(0.1)).init(jnp.ones(2)))

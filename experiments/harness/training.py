@@ -143,8 +143,8 @@ def _train_rows(
 
     Predictions (rows, evaluations, evaluated), gradients, and the parameters.
     """
-    if not program.compiled:
-        progress.describe(f"{method.label}: compiling")
+    doing = f"{method.label}, {task.name}"
+    progress.describe(doing if program.compiled else f"{method.label}: compiling")
     count = len(rows["seed"])
     random = [np.random.default_rng([seed, 1]) for seed in rows["seed"]]
     params = [task.network.init(r) for r in random]
@@ -175,7 +175,7 @@ def _train_rows(
             spent, timed = spent + time.perf_counter() - began, timed + 1
         if not program.compiled:
             program.compiled.append(True)
-            progress.describe(f"{method.label}, {task.name}")
+            progress.describe(doing)
         if watch is not None:
             state = jax.tree.map(lambda leaf: leaf[:count], carry[0])
             watch((call + 1) * task.epochs_per_call, state)

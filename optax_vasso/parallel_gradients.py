@@ -1,0 +1,183 @@
+"""Two gradients per step that do not wait for each other.
+
+SAM's second gradient is taken where the first one leads. Here both points are known
+when a step begins, so that a compiler, two halves of a mesh or two machines can compute
+the gradients side by side.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.ascent import sam_perturb
+from optax_vasso.one_gradient import LaggedState, eval_params, lagged
+from optax_vasso.two_gradients import gradient_at
+from optax_vasso.validation import (
+    Hyperparameter,
+    check_hyperparameter,
+    check_not_negative,
+    check_state,
+    check_structure,
+    require_params,
+    value_at,
+)
+
+PyTree = Any
+
+
+def clean_gradient() -> optax.GradientTransformationExtraArgs:
+    """Feed a lagged ascent chain with the gradient at x_t: AsyncSAM's direction.
+
+    Stands first in the ascent chain of :func:`optax_vasso.lagged`, and replaces the
+    gradient at x_t + ε_{t−1} by a second one at x_t, which ``grad_fn`` gives::
+
+        lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
+
+    The two gradients of a step are independent: the clean one shapes the perturbation
+    of the step after it.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` without a state; ``update`` needs
+      ``params`` and ``grad_fn``, as in :func:`optax_vasso.sharpness_aware`.
+
+    Raises:
+      ValueError: at ``update``, if ``params`` or ``grad_fn`` is missing.
+
+    References:
+      Jo et al., `Asynchronous Sharpness-Aware Minimization for Fast and Accurate Deep
+      Learning <https://arxiv.org/abs/2503.11147>`_, 2025.
+    """
+
+    def update_fn(
+        updates: PyTree,
+        state: optax.EmptyState,
+        params: PyTree = None,
+        *,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del extra_args
+        require_params(params, "clean_gradient")
+        _require_grad_fn(grad_fn, "clean_gradient")
+        return gradient_at(params, grad_fn, updates)[0], state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+class SampaState(NamedTuple):
+    """State of :func:`sampa`.
+
+    Attributes:
+      step: updates so far, an int32 scalar.
+      gradient: ∇f(y_t), like the parameters; zero before the first step.
+      lagged_state: the perturbation and the state of the base optimizer, a
+        :class:`optax_vasso.LaggedState`.
+    """
+
+    step: jax.Array
+    gradient: PyTree
+    lagged_state: LaggedState
+
+
+def sampa(
+    optimizer: optax.GradientTransformation,
+    learning_rate: Hyperparameter,
+    rho: Hyperparameter = 0.1,
+    lmbda: Hyperparameter = 0.2,
+) -> optax.GradientTransformationExtraArgs:
+    """SAM parallelized: two gradients per step, at points that are both known before.
+
+    With the loop's parameters at x̃_t = x_t + ρ ∇f(y_t)/‖∇f(y_t)‖::
+
+        y_{t+1} = x_t − η ∇f(y_t)
+        x_{t+1} = x_t + optimizer((1 − λ) ∇f(x̃_t) + λ ∇f(y_{t+1}), x_t)
+
+    where the loop takes ∇f(x̃_t), and ``grad_fn`` gives ∇f(y_{t+1}) on the same batch.
+    The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
+
+    Args:
+      optimizer: any Optax optimizer; the authors use SGD with momentum.
+      learning_rate: η of the extrapolation, >= 0: that of the optimizer. A number, a
+        schedule of the step, or a traced scalar.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
+      lmbda: λ, the share of the extrapolated gradient in the descent, in [0, 1].
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``params`` and
+      ``grad_fn``, as in :func:`optax_vasso.sharpness_aware`.
+
+    Raises:
+      ValueError: if optimizer is no transformation or a hyperparameter is out of its
+        range; at ``update``, if ``params`` or ``grad_fn`` is missing.
+
+    References:
+      Xie et al., `SAMPa: Sharpness-aware Minimization Parallelized
+      <https://arxiv.org/abs/2410.10683>`_, 2024.
+    """
+    check_not_negative("learning_rate", learning_rate)
+    check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
+    inner = lagged(optimizer, optax.chain(_extrapolated(), sam_perturb(rho)))
+
+    def init_fn(params: PyTree) -> SampaState:
+        lagged_state = inner.init(params)
+        gradient = optax.tree.zeros_like(params)
+        return SampaState(jnp.zeros((), jnp.int32), gradient, lagged_state)
+
+    def update_fn(
+        updates: PyTree,
+        state: SampaState,
+        params: PyTree = None,
+        *,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, SampaState]:
+        require_params(params, "sampa")
+        check_state(state, SampaState, "sampa")
+        check_structure(updates, state.gradient, "sampa")
+        _require_grad_fn(grad_fn, "sampa")
+        clean = eval_params(state.lagged_state, params)
+        rate = jnp.asarray(value_at(learning_rate, state.step))
+        point = numerics.add_scaled(clean, -rate, state.gradient)
+        gradient = gradient_at(point, grad_fn, updates)[0]
+        share = jnp.asarray(value_at(lmbda, state.step))
+        mixed = numerics.add_scaled(
+            updates, share, numerics.map_updates(jnp.subtract, gradient, updates)
+        )
+        new_updates, lagged_state = inner.update(
+            mixed, state.lagged_state, params, extrapolated=gradient, **extra_args
+        )
+        step = optax.safe_increment(state.step)
+        kept = numerics.fill_none(gradient, state.gradient)
+        return new_updates, SampaState(step, kept, lagged_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _extrapolated() -> optax.GradientTransformationExtraArgs:
+    """The gradient that :func:`sampa` passes on, in place of the one that descends."""
+
+    def update_fn(
+        updates: PyTree,
+        state: optax.EmptyState,
+        params: PyTree = None,
+        *,
+        extrapolated: PyTree = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params, extra_args
+        # Without it while lagged only asks for shapes.
+        return updates if extrapolated is None else extrapolated, state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def _require_grad_fn(grad_fn: Any, name: str) -> None:
+    if grad_fn is None:
+        raise ValueError(
+            f"{name} takes a second gradient and needs grad_fn, got None: call "
+            "update(grads, state, params, grad_fn=grad_fn) with grad_fn(params) -> "
+            "grads."
+        )

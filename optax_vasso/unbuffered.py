@@ -1,0 +1,102 @@
+"""Averages whose direction the lagged perturbation carries: one buffer, not two.
+
+:func:`optax_vasso.lagged` keeps the last perturbation and passes it on to the ascent
+chain. Where that is the last average but for its length, two scalars are all that is
+left to store.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_vasso import numerics
+from optax_vasso.validation import (
+    Hyperparameter,
+    check_not_negative,
+    check_params,
+    check_state,
+    check_theta,
+    value_at,
+)
+
+PyTree = Any
+
+
+class UnbufferedState(NamedTuple):
+    """State of an average without a buffer.
+
+    Attributes:
+      step: gradients taken in, an int32 scalar.
+      norm: ‖d‖₂ of the average, a float32 (under x64 float64) scalar; zero where it is
+        to start at the next gradient.
+      radius: the ρ of the last perturbation, likewise; negative where ε points against
+        the average.
+    """
+
+    step: jax.Array
+    norm: jax.Array
+    radius: jax.Array
+
+
+def unbuffered_vasso(
+    rho: Hyperparameter, theta: Hyperparameter, *, sign: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """The chain of ``vasso_ema(theta)``, ``sam_perturb(rho)`` and ``scale(sign)``.
+
+    With d_{t−1} = ‖d_{t−1}‖ ε_{t−1}/(± ρ_{t−1}). Where ρ was zero the average starts
+    again at the newest gradient.
+    """
+    check_not_negative("rho", rho)
+    check_theta(theta)
+
+    def init_fn(params: PyTree) -> UnbufferedState:
+        check_params(params)
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if numerics.has_few_bits(leaf):
+                raise ValueError(
+                    f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
+                    "rounds away the average that it is to carry: pass "
+                    "accumulator_dtype=jnp.float32 to keep the average apart."
+                )
+        # Not one zero twice: a buffer can be donated only once.
+        norm, radius = (
+            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
+        )
+        return UnbufferedState(jnp.zeros((), jnp.int32), norm, radius)
+
+    def update_fn(
+        updates: PyTree,
+        state: UnbufferedState,
+        params: PyTree = None,
+        *,
+        perturbation: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnbufferedState]:
+        del params, extra_args
+        check_state(state, UnbufferedState, "lagged_vasso")
+        dtype = numerics.accumulation_dtype(updates, perturbation)
+        starts = state.norm == 0
+        weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
+        length = ((1 - weight) * state.norm.astype(dtype)).astype(dtype)
+        inverse = (1 / jnp.where(state.radius == 0, 1, state.radius)).astype(dtype)
+        average = numerics.map_updates(
+            lambda g, e: (
+                weight * numerics.widen(g, dtype)
+                # One after the other: their product may be out of range.
+                + length * (inverse * numerics.widen(e, dtype))
+            ),
+            updates,
+            perturbation,
+        )
+        unit, norm = numerics.unit_and_norm(average)
+        radius = sign * jnp.asarray(value_at(rho, state.step), dtype)
+        new_state = UnbufferedState(
+            step=optax.safe_increment(state.step),
+            norm=jnp.where(radius == 0, 0, norm).astype(state.norm.dtype),
+            radius=radius.astype(state.radius.dtype),
+        )
+        return numerics.map_updates(lambda u: radius * u, unit), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
