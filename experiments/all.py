@@ -51,13 +51,7 @@ RUNS = (
     Run("domain_generalization", 300),
     Run("batch_size_0", 300, "batch_size"),
     Run("batch_size_50", 300, "batch_size", ("--noise", "50")),
-    Run("batch_size_0_updates", 300, "batch_size", ("--matched", "updates")),
-    Run(
-        "batch_size_50_updates",
-        300,
-        "batch_size",
-        ("--noise", "50", "--matched", "updates"),
-    ),
+    Run("char_lm", 600),
 )
 
 
