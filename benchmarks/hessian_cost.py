@@ -9,11 +9,9 @@ diagonal matrices whose Krylov space is complete before the last product. Writes
 numbers as JSON.
 """
 
-import argparse
 import importlib.util
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
-from transformer import small
 
+from benchmarks import measuring
+from benchmarks.transformer import small, transformer_problem
+from experiments.harness.command_line import positive_integer
 from optax_vasso import sharpness
 from optax_vasso.sharpness.spectrum import _ritz_pairs
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from command_line import Parser, environment, positive_integer, progress_bar, write_json
 
 STEPS = 10
 
@@ -99,9 +96,7 @@ def largest_values(with_matfree: bool) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def interleaved(
-    programs: dict[str, Any], rounds: int, on_round: Any
-) -> dict[str, np.ndarray]:
+def interleaved(programs: dict[str, Any], rounds: int) -> dict[str, np.ndarray]:
     """Wall and processor seconds, (rounds, 2), the order reversed every other round."""
     times: dict[str, list] = {name: [] for name in programs}
     for i in range(rounds):
@@ -110,46 +105,30 @@ def interleaved(
             jax.block_until_ready(programs[name]())
             end = time.perf_counter(), time.process_time()
             times[name].append(np.subtract(end, start))
-        on_round()
     return {name: np.array(rows) for name, rows in times.items()}
 
 
-def summarize(program: np.ndarray, products: np.ndarray) -> dict[str, Any]:
-    """Ratios of two columns of times."""
-    paired = program / products
-    return {
-        "median_of_paired_ratios": float(np.median(paired)),
-        "quartiles_of_paired_ratios": np.percentile(paired, [25, 75]).tolist(),
-        "ratio_of_minima": float(program.min() / products.min()),
-        "median_seconds": [float(np.median(program)), float(np.median(products))],
-    }
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Count, time, write."""
-    parser = Parser(prog="hessian_cost.py", description=__doc__)
+    """Count, time, print, write."""
+    parser = measuring.parser("hessian_cost", __doc__)
     parser.add_argument(
         "--rounds", type=positive_integer, default=30, help="runs of each program"
     )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder to write to"
-    )
-    options: argparse.Namespace = parser.parse_args(arguments)
-
-    problem = small()
+    options = measuring.parse(parser, arguments)
+    problem = transformer_problem(8, 2, 4, 1) if options.smoke else small()
     params = problem.params
     matvec = sharpness.hessian(problem.loss_fn, params, problem.batch)
     with_matfree = importlib.util.find_spec("matfree") is not None
     gradient = jax.jit(jax.grad(problem.loss_fn))
     compiled = {
-        "lanczos": _ritz_pairs.lower(
+        "optax_vasso": _ritz_pairs.lower(
             matvec, params, jax.random.key(0), STEPS, 1, True, None
         ).compile(),
         "products": products.lower(matvec, params).compile(),
         "gradient": gradient.lower(params, problem.batch).compile(),
     }
     programs = {
-        "lanczos": lambda: lanczos(matvec, params),
+        "optax_vasso": lambda: lanczos(matvec, params),
         "products": lambda: products(matvec, params),
         "gradient": lambda: gradient(params, problem.batch),
     }
@@ -158,55 +137,36 @@ def main(arguments: list[str] | None = None) -> None:
         programs["matfree"] = lambda: matfree_lanczos(matvec, params)
     for program in programs.values():
         jax.block_until_ready(program())
-    with progress_bar() as bar:
-        task = bar.add_task(problem.name, total=options.rounds)
-        times = interleaved(programs, options.rounds, lambda: bar.advance(task))
-    compared = [name for name in ("lanczos", "matfree") if name in programs]
-    wall, processor = (
-        {
-            name: summarize(times[name][:, i], times["products"][:, i])
-            for name in compared
+    times = interleaved(programs, 1 if options.smoke else options.rounds)
+    counted = {name: measuring.counts(program) for name, program in compiled.items()}
+    unit = counted["products"]
+    rows: dict[str, measuring.Measures] = {
+        f"{STEPS} Lanczos steps / {STEPS} products, {name}": {
+            "time": measuring.ratios(times[name][:, 0], times["products"][:, 0]),
+            "processor time": measuring.ratios(
+                times[name][:, 1], times["products"][:, 1]
+            ),
+            "operations": counted[name]["operations"] / unit["operations"],
+            "temporary": counted[name]["temporary_bytes"] / unit["temporary_bytes"],
         }
-        for i in range(2)
-    )
-    # XLA counts the body of a loop once, whatever the number of its steps.
-    flops = {name: p.cost_analysis()["flops"] for name, p in compiled.items()}
-    results = {
-        "environment": environment(),
-        "problem": problem.name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "steps": STEPS,
-        "rounds": options.rounds,
-        "flops_of_a_step": flops,
-        "flops_ratio": {name: flops[name] / flops["products"] for name in compared},
-        "product_to_gradient_flops": flops["products"] / flops["gradient"],
-        "temporary_bytes": {
-            name: p.memory_analysis().temp_size_in_bytes for name, p in compiled.items()
-        },
-        "wall": wall,
-        "processor": processor,
-        "largest_eigenvalues": largest_values(with_matfree),
+        for name in programs
+        if name not in ("products", "gradient")
     }
-    path = options.results / "hessian_cost.json"
-    write_json(path, results)
-    for name in compared:
-        print(
-            f"{problem.name}, {results['parameters']:,} parameters, {name}: {STEPS}"
-            f" steps take {wall[name]['median_of_paired_ratios']:.3f} times as long as"
-            f" {STEPS} products (median of pairs;"
-            f" {wall[name]['ratio_of_minima']:.3f} of the fastest),"
-            f" {processor[name]['median_of_paired_ratios']:.3f} times the processor"
-            f" time, {results['flops_ratio'][name]:.3f} times the operations,"
-            f" {results['temporary_bytes'][name] / 1e6:.0f} MB beside"
-            f" {results['temporary_bytes']['products'] / 1e6:.0f} MB."
-        )
-    for name, row in results["largest_eigenvalues"].items():
+    # XLA counts the body of a loop once, whatever the number of its steps.
+    rows["a product / a gradient"] = {
+        "operations": unit["operations"] / counted["gradient"]["operations"]
+    }
+    measuring.show(rows)
+    values = largest_values(with_matfree)
+    for name, row in values.items():
         print(name, row)
-    print(
-        f"A product has {results['product_to_gradient_flops']:.2f} times the operations"
-        f" of a gradient.\nWrote {path}"
+    measuring.save(
+        *(options, "hessian_cost", rows),
+        problem=problem.name,
+        rounds=options.rounds,
+        largest_eigenvalues=values,
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

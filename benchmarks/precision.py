@@ -1,14 +1,12 @@
 """How much of a perturbation arrives at parameters with few bits.
 
-Run ``python benchmarks/precision.py``: 11 M weights of scale 0.03, a log-normal
-gradient, ρ = 0.05, 0.1 and 0.5; the cosine of what the loss sees moved with the
-perturbation intended, for weights in bfloat16, for the same with
-:func:`optax_vasso.in_float32`, for float32 weights, and for float32 weights that the
-model casts to bfloat16 before it computes with them.
+11 M weights of scale 0.03, a log-normal gradient, ρ = 0.05, 0.1 and 0.5: the cosine of
+what the loss sees moved with the perturbation intended, for weights in bfloat16, for
+the same with :func:`optax_vasso.in_float32`, for float32 weights, and for float32
+weights that the model casts to bfloat16 before it computes with them.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,17 +15,17 @@ import numpy as np
 import optax
 
 import optax_vasso as ov
+from benchmarks import measuring
 
 SIZE = 11_000_000
-RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
 
 
-def setting() -> tuple[jax.Array, jax.Array]:
+def setting(size: int) -> tuple[jax.Array, jax.Array]:
     """Weights and gradient in float32."""
     keys = jax.random.split(jax.random.PRNGKey(0), 3)
-    weights = 0.03 * jax.random.normal(keys[0], (SIZE,), jnp.float32)
-    signs = jax.random.rademacher(keys[1], (SIZE,), jnp.float32)
-    grads = signs * jnp.exp(jax.random.normal(keys[2], (SIZE,), jnp.float32))
+    weights = 0.03 * jax.random.normal(keys[0], (size,), jnp.float32)
+    signs = jax.random.rademacher(keys[1], (size,), jnp.float32)
+    grads = signs * jnp.exp(jax.random.normal(keys[2], (size,), jnp.float32))
     return weights, grads
 
 
@@ -49,14 +47,12 @@ def arrives(wrap: Any, params: jax.Array, grads: jax.Array, rho: float, seen: An
     return {"cosine": round(cosine, 4), "share": round(float((moved != 0).mean()), 4)}
 
 
-def main() -> None:
-    """Print the table and write it to ``results/``."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    from command_line import environment, write_json
-
-    wide, grads = setting()
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = measuring.parse(measuring.parser("precision", __doc__), arguments)
+    wide, grads = setting(1000 if options.smoke else SIZE)
     narrow, narrow_grads = wide.astype(jnp.bfloat16), grads.astype(jnp.bfloat16)
-    results = {}
+    results: dict[str, measuring.Measures] = {}
     for rho in (0.05, 0.1, 0.5):
         rows = {
             "bfloat16": (lambda o: o, narrow, narrow_grads, lambda x: x),
@@ -70,18 +66,10 @@ def main() -> None:
             ),
         }
         for name, (wrap, params, g, seen) in rows.items():
-            row = arrives(wrap, params, g, rho, seen)
-            results[f"rho {rho}, {name}"] = row
-            print(f"rho {rho:<5} {name:<28} {row}", flush=True)
-    write_json(
-        RESULTS,
-        {
-            "command": "python benchmarks/precision.py",
-            "environment": environment(),
-            "results": results,
-        },
-    )
+            results[f"rho {rho}, {name}"] = arrives(wrap, params, g, rho, seen)
+    measuring.show(results)
+    measuring.save(options, "precision", results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The tables of the pages on the evidence, the label noise and the radius."""
+"""The tables of the pages of the experiments."""
 
 import json
 from collections.abc import Callable
@@ -7,15 +7,26 @@ from typing import Any
 
 from experiments import (
     answers,
+    batch_size,
     best_radius,
+    bouncing,
+    char_lm,
     choosing_rho,
+    domain_generalization,
+    flatness,
     lagged_feeding,
     radius,
     radius_warmup,
     tasks,
 )
 from experiments.harness import statistics
-from experiments.harness.tables import cells, markdown, mean_and_error, plus_minus
+from experiments.harness.tables import (
+    cells,
+    difference_cells,
+    markdown,
+    mean_and_error,
+    plus_minus,
+)
 
 RESULTS = Path(__file__).parents[1] / "results"
 RADIUS_FILE = "radius_digits-75"
@@ -111,6 +122,20 @@ def question(name: str) -> str:
     return markdown(*answers.cells(load("answers")["questions"][QUESTIONS[name]]))
 
 
+def found_at_batch_sizes(noise: str, cells: Callable[[Any], Any]) -> str:
+    """A table of the batch sizes at a share of noise."""
+    return markdown(*cells(load(f"batch_size_{noise}")))
+
+
+def across_batch_sizes(noise: str) -> str:
+    """Accuracy at the largest batch minus that at the smallest."""
+    found = load(f"batch_size_{noise}")
+    smallest, *_, largest = found["sizes"]
+    header = ["method", f"batch {largest} − batch {smallest}", "p (Holm)"]
+    rows = found["largest_minus_smallest"]
+    return markdown(header, [[n, *difference_cells(d)] for n, d in rows.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "evidence_gradients": lambda: summary("gradients", "last"),
     "evidence_epochs": lambda: summary("epochs", "last"),
@@ -133,4 +158,33 @@ TABLES: dict[str, Callable[[], str]] = {
     "choosing_rho_picks": lambda: markdown(*choosing_rho.picks(load("choosing_rho"))),
     "choosing_rho_moves": lambda: markdown(*choosing_rho.movers(load("choosing_rho"))),
     "choosing_rho_rules": lambda: markdown(*choosing_rho.rules(load("choosing_rho"))),
+    "flatness": lambda: markdown(
+        *flatness.cells(load("flatness")["methods"], flatness.MEASURES)
+    ),
+    "adversaries": lambda: markdown(
+        *flatness.cells(load("flatness")["methods"], flatness.ADVERSARY)
+    ),
+    "bouncing": lambda: markdown(*bouncing.cells(load("bouncing"))),
+    **{
+        f"batch_size_{noise}{name}": lambda n=noise, c=cells: found_at_batch_sizes(n, c)
+        for noise in ("0", "50")
+        for name, cells in (
+            ("", batch_size.cells),
+            ("_sharpness", batch_size.sharpness_cells),
+        )
+    },
+    "batch_size_0_across": lambda: across_batch_sizes("0"),
+    "batch_size_50_across": lambda: across_batch_sizes("50"),
+    **{
+        f"domains_{budget}": lambda b=budget: markdown(
+            *domain_generalization.cells(load("domain_generalization")[b])
+        )
+        for budget in ("gradients", "epochs")
+    },
+    **{
+        f"char_lm_{budget}": lambda b=budget: markdown(
+            *char_lm.cells(load("char_lm")[b])
+        )
+        for budget in ("gradients", "steps")
+    },
 }

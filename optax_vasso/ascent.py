@@ -76,11 +76,13 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
     """
     check_hyperparameter("p", p, "in (1, inf]", lambda v: v > 1)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         del step, params
-        return numerics.dual_direction(updates, p)
+        return numerics.dual_direction(updates, p, radius)
 
-    return _perturb(rho, direction)
+    return _perturb(rho, perturbation)
 
 
 def asam_perturb(
@@ -126,7 +128,9 @@ def asam_perturb(
     """
     check_not_negative("eta", eta)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         require_params(params, "asam_perturb")
 
         def scale(d: jax.Array, x: jax.Array, is_rescaled: bool) -> jax.Array:
@@ -135,15 +139,15 @@ def asam_perturb(
             dtype = jnp.abs(d).dtype
             return jnp.abs(x).astype(dtype) + jnp.asarray(value_at(eta, step), dtype)
 
-        # Of norm one, so that the product with a weight cannot overflow.
-        unit = numerics.normalize(updates)
+        # Entries of at most one, so that the product with a weight cannot overflow.
+        unit = numerics.scale_to_one(updates)
         chosen = broadcast_mask(rescaled, params, "rescaled")
         scales = numerics.map_updates(scale, unit, params, chosen)
-        return _diagonal_direction(unit, scales)
+        return _diagonal_direction(unit, scales, radius)
 
     return _perturb(
         rho,
-        direction,
+        perturbation,
         check=lambda params: broadcast_mask(rescaled, params, "rescaled"),
     )
 
@@ -174,7 +178,9 @@ def fisher_perturb(
     """
     check_not_negative("eta", eta)
 
-    def direction(updates: PyTree, step: jax.Array, params: PyTree) -> PyTree:
+    def perturbation(
+        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
+    ) -> PyTree:
         del params
         dtype = numerics.accumulation_dtype(updates)
         root = jnp.sqrt(jnp.asarray(value_at(eta, step), dtype))
@@ -185,9 +191,9 @@ def fisher_perturb(
             ),
             updates,
         )
-        return _diagonal_direction(numerics.widen_tree(updates), scales)
+        return _diagonal_direction(numerics.widen_tree(updates), scales, radius)
 
-    return _perturb(rho, direction)
+    return _perturb(rho, perturbation)
 
 
 def per_layer(
@@ -344,10 +350,17 @@ def masked_ascent(
 
 def _perturb(
     rho: Hyperparameter,
-    direction: Callable[[PyTree, jax.Array, PyTree], PyTree],
+    perturbation: Callable[[PyTree, jax.Array, jax.Array, PyTree], PyTree],
     check: Callable[[PyTree], Any] = lambda params: None,
 ) -> optax.GradientTransformation:
-    """Times ρ, and everything about a perturbation that is not its direction."""
+    """What all perturbations share: checks, schedules and dtypes.
+
+    Args:
+      rho: as the perturbations take it.
+      perturbation: (updates, radius, step, params) -> the tree to add, in the
+        accumulation dtype.
+      check: of the parameters, at ``init``.
+    """
     check_not_negative("rho", rho)
 
     def init_fn(params: PyTree) -> PerturbState:
@@ -362,17 +375,17 @@ def _perturb(
         radius = jnp.asarray(
             value_at(rho, state.step), numerics.accumulation_dtype(updates)
         )
-        perturbation = numerics.map_updates(
-            lambda g, d: (radius * d).astype(g.dtype),
+        added = numerics.map_updates(
+            lambda g, e: e.astype(g.dtype),
             updates,
-            direction(updates, state.step, params),
+            perturbation(updates, radius, state.step, params),
         )
-        return perturbation, PerturbState(optax.safe_increment(state.step))
+        return added, PerturbState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _diagonal_direction(direction: PyTree, scales: PyTree) -> PyTree:
-    """S² d/‖S d‖₂ for a diagonal S."""
-    unit = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction))
-    return jax.tree.map(jnp.multiply, scales, unit)
+def _diagonal_direction(direction: PyTree, scales: PyTree, radius: jax.Array) -> PyTree:
+    """ρ S² d/‖S d‖₂ for a diagonal S."""
+    scaled = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction), radius)
+    return jax.tree.map(jnp.multiply, scales, scaled)

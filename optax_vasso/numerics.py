@@ -88,48 +88,57 @@ def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
       a derivative of zero at zero.
     """
     if p == math.inf:
-        dtype = accumulation_dtype(tree)
-        return _over_leaves(
-            jnp.max, lambda leaf: jnp.max(abs(widen(leaf, dtype)), initial=0.0), tree
-        )
-    root, factor = _scaled_norm(tree)
+        return _largest(tree)
     if p == 2:
+        root, factor = _scaled_norm(tree)
         return root / factor
-    # Entries of at most one, so that no power of them overflows.
-    total = _power_sum(_unit(tree, root, factor), p)
-    return _power(total, 1 / p) * root / factor
+    # Entries of at most one, and one among them: no power sum is infinite or zero.
+    total = _power_sum(scale_to_one(tree), p)
+    return jax.lax.stop_gradient(_largest(tree)) * _power(total, 1 / p)
 
 
-def normalize(tree: PyTree) -> PyTree:
-    """The tree divided by its 2-norm, in the accumulation dtype; zero stays zero."""
-    return _unit(tree, *_scaled_norm(tree))
-
-
-def unit_and_norm(tree: PyTree) -> tuple[PyTree, jax.Array]:
-    """The tree divided by its 2-norm, and that norm."""
+def normalize(tree: PyTree, length: jax.typing.ArrayLike = 1.0) -> PyTree:
+    """The tree at another 2-norm, in the accumulation dtype; zero stays zero."""
     root, factor = _scaled_norm(tree)
-    return _unit(tree, root, factor), root / factor
+    return _unit(tree, root, factor, length)
 
 
-def dual_direction(tree: PyTree, p: jax.typing.ArrayLike) -> PyTree:
-    """The maximizer u of ⟨tree, u⟩ under ‖u‖_p ≤ 1, for 1 < p <= infinity.
+def normalize_with_norm(
+    tree: PyTree, length: jax.typing.ArrayLike
+) -> tuple[PyTree, jax.Array]:
+    """:func:`normalize`, and the norm of the tree."""
+    root, factor = _scaled_norm(tree)
+    return _unit(tree, root, factor, length), root / factor
 
-    u = sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1; zero stays zero.
+
+def scale_to_one(tree: PyTree) -> PyTree:
+    """The tree divided by its largest abs(entry), which counts as a constant."""
+    # Twice by its root, whose inverse is in range. A division last, which XLA computes
+    # once: a selection or a product is repeated in the program of every leaf, and with
+    # it the whole reduction.
+    inverse = 1 / jnp.sqrt(_nonzero(jax.lax.stop_gradient(_largest(tree))))
+    return jax.tree.map(lambda leaf: leaf * inverse * inverse, widen_tree(tree))
+
+
+def dual_direction(
+    tree: PyTree, p: jax.typing.ArrayLike, length: jax.typing.ArrayLike = 1.0
+) -> PyTree:
+    """The maximizer u of ⟨tree, u⟩ under ‖u‖_p ≤ length, for 1 < p <= infinity.
+
+    u = length · sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1; zero stays
+    zero.
     """
-    unit = normalize(tree)
     q: Any
     if isinstance(p, jax.Array):  # as optax.inject_hyperparams passes it
         q = jnp.where(jnp.isinf(p), 1, p / (p - 1))
     elif p == 2:
-        return unit
+        return normalize(tree, length)
     else:
         q = 1.0 if p == math.inf else p / (p - 1)
-    total = _power_sum(unit, q)
-    # A division last, which XLA computes once: a selection or a product is repeated in
-    # the program of every leaf, and with it the whole sum.
-    inverse = 1 / _nonzero(_power(total, 1 / p))
+    relative = scale_to_one(tree)
+    scale = length / _nonzero(_power(_power_sum(relative, q), 1 / p))
     return jax.tree.map(
-        lambda d: jnp.sign(d) * _power(jnp.abs(d), q - 1) * inverse, unit
+        lambda d: jnp.sign(d) * _power(jnp.abs(d), q - 1) * scale, relative
     )
 
 
@@ -214,9 +223,9 @@ def _rescaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """The same, with a derivative.
 
     The factor is one unless that sum of squares leaves the range in which it is exact:
-    then a second pass is made with another. The loop is one pass through the tree in
-    all but extreme cases, also under :func:`jax.vmap`, and its program is hardly larger
-    than a plain norm's, where a branch with a robust norm would be half as large again.
+    then a second pass is made with another. The first pass has no factor, so that XLA
+    may fuse it with what makes the tree, and stands outside of the loop, which runs
+    once or not at all; unlike a branch it is skipped under :func:`jax.vmap`, too.
     """
     dtype = accumulation_dtype(tree)
     info = jnp.finfo(dtype)
@@ -227,25 +236,26 @@ def _rescaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     up, down = 2.0 ** (info.maxexp // 2 - 1), 2.0 ** (-2 * info.maxexp // 3)
     one = jnp.ones((), dtype)
 
-    def square_sum(factor: jax.Array) -> jax.Array:
+    def square_sum(factor: jax.Array | None = None) -> jax.Array:
         def of_leaf(leaf: jax.Array) -> jax.Array:
-            leaf = widen(leaf, dtype) * factor
+            leaf = widen(leaf, dtype)
+            if factor is not None:
+                leaf = leaf * factor
             if jnp.iscomplexobj(leaf):
                 return jnp.sum(leaf.real**2 + leaf.imag**2)
             return jnp.sum(leaf * leaf)
 
         return _over_leaves(jnp.sum, of_leaf, tree)
 
-    def one_pass(carry: Any) -> Any:
-        _, factor, _ = carry
-        total = square_sum(factor)
-        is_large = total > float(info.max)
-        again = (factor == one) & (is_large | (total < smallest))
-        other = jnp.where(is_large, one * down, one * up)
-        return total, jnp.where(again, other, factor), again
-
-    start = (jnp.zeros((), dtype), one, jnp.ones((), bool))
-    total, factor, _ = jax.lax.while_loop(lambda carry: carry[2], one_pass, start)
+    total = square_sum()
+    is_large = total > float(info.max)
+    again = is_large | (total < smallest)
+    factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
+    _, total = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda _: (jnp.zeros((), bool), square_sum(factor)),
+        (again, total),
+    )
     return jnp.sqrt(total), factor
 
 
@@ -258,12 +268,18 @@ def _rescaled_norm_jvp(primals: Any, tangents: Any) -> Any:
     return (root, factor), (slope.astype(root.dtype), jnp.zeros_like(factor))
 
 
-def _unit(tree: PyTree, root: jax.Array, factor: jax.Array) -> PyTree:
-    """The tree divided by its norm, as :func:`_scaled_norm` gives it."""
-    # Zero for a zero tree, so that derivatives there are zero and not huge.
-    inverse = jnp.where(root == 0, 0, 1 / _nonzero(root))
+def _unit(
+    tree: PyTree,
+    root: jax.Array,
+    factor: jax.Array,
+    length: jax.typing.ArrayLike = 1.0,
+) -> PyTree:
+    """The tree at a length, with its norm as :func:`_scaled_norm` gives it."""
+    # Zero for a zero tree, so that derivatives there are zero and not huge. A division
+    # last, as above.
+    scale = jnp.where(root == 0, 0, jnp.asarray(length, root.dtype)) / _nonzero(root)
     # One after the other: their product may be out of range.
-    return jax.tree.map(lambda leaf: leaf * factor * inverse, widen_tree(tree))
+    return jax.tree.map(lambda leaf: leaf * factor * scale, widen_tree(tree))
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:
@@ -271,10 +287,17 @@ def _nonzero(scalar: jax.Array) -> jax.Array:
     return jnp.where(scalar == 0, 1, scalar)
 
 
+def _largest(tree: PyTree) -> jax.Array:
+    """The largest abs(entry)."""
+    dtype = accumulation_dtype(tree)
+    return _over_leaves(
+        jnp.max, lambda leaf: jnp.max(abs(widen(leaf, dtype)), initial=0.0), tree
+    )
+
+
 def _power_sum(tree: PyTree, q: jax.typing.ArrayLike) -> jax.Array:
-    """The sum of abs(leaf)**q over all entries, as a squared 2-norm."""
-    roots = jax.tree.map(lambda leaf: _power(jnp.abs(leaf), q / 2), tree)
-    return jnp.square(norm(roots))
+    """The sum of abs(leaf)**q over all entries; no guard for overflow."""
+    return _over_leaves(jnp.sum, lambda leaf: jnp.sum(_power(jnp.abs(leaf), q)), tree)
 
 
 def _power(base: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:

@@ -105,7 +105,7 @@ def vasso_ema(
         del params
         check_state(state, VassoEmaState, "vasso_ema")
         check_structure(updates, state.ema, "vasso_ema")
-        weight = jnp.where(state.step == 0, 1.0, value_at(theta, state.step))
+        weight = newest_weight(state.step == 0, value_at(theta, state.step))
         average = _moving_average(weight, updates, state.ema)
         new_state = VassoEmaState(
             step=optax.safe_increment(state.step),
@@ -181,7 +181,7 @@ def friendly_noise(
             updates,
             state.ema,
         )
-        weight = jnp.where(state.step == 0, 1.0, 1.0 - value_at(lmbda, state.step))
+        weight = newest_weight(state.step == 0, 1.0 - value_at(lmbda, state.step))
         average = _moving_average(weight, updates, state.ema)
         return noise, FriendlyNoiseState(
             step=optax.safe_increment(state.step),
@@ -200,6 +200,16 @@ def _zeros(params: PyTree, dtype: Any) -> PyTree:
         lambda x: jnp.zeros_like(x, dtype=twin if jnp.iscomplexobj(x) else dtype),
         params,
     )
+
+
+def newest_weight(first: jax.Array, weight: jax.typing.ArrayLike) -> jax.Array:
+    """The weight of the newest gradient in an average: one for the first of all.
+
+    A division, which XLA computes once: a selection is repeated in the program of
+    every leaf.
+    """
+    weight = jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
+    return weight / jnp.where(first & (weight != 0), weight, 1.0)
 
 
 def _combine(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
+from optax_vasso.smoothing import newest_weight
 from optax_vasso.validation import (
     Hyperparameter,
     check_not_negative,
@@ -78,7 +79,7 @@ def unbuffered_vasso(
         check_state(state, UnbufferedState, "lagged_vasso")
         dtype = numerics.accumulation_dtype(updates, perturbation)
         starts = state.norm == 0
-        weight = jnp.where(starts, 1.0, value_at(theta, state.step)).astype(dtype)
+        weight = newest_weight(starts, value_at(theta, state.step)).astype(dtype)
         length = ((1 - weight) * state.norm.astype(dtype)).astype(dtype)
         inverse = (1 / jnp.where(state.radius == 0, 1, state.radius)).astype(dtype)
         average = numerics.map_updates(
@@ -90,13 +91,13 @@ def unbuffered_vasso(
             updates,
             perturbation,
         )
-        unit, norm = numerics.unit_and_norm(average)
         radius = sign * jnp.asarray(value_at(rho, state.step), dtype)
+        new, norm = numerics.normalize_with_norm(average, radius)
         new_state = UnbufferedState(
             step=optax.safe_increment(state.step),
             norm=jnp.where(radius == 0, 0, norm).astype(state.norm.dtype),
             radius=radius.astype(state.radius.dtype),
         )
-        return numerics.map_updates(lambda u: radius * u, unit), new_state
+        return new, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

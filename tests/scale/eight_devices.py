@@ -7,7 +7,6 @@ process of the tests.
 
 import json
 import sys
-from pathlib import Path
 
 import jax
 
@@ -20,9 +19,6 @@ import optax
 from jax.sharding import AxisType, PartitionSpec as P, reshard
 
 import optax_vasso as ov
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from communication import collectives_per_gradient
 
 STEPS = 20
 RNG = np.random.default_rng(0)
@@ -219,5 +215,4 @@ def digests():
 if __name__ == "__main__":
     local(synchronized())
     digests()
-    RESULTS.update(collectives_per_gradient())
     json.dump(RESULTS, sys.stdout, indent=1)

@@ -1,7 +1,7 @@
 """Peak memory by XLA's own analysis, in copies of the parameters.
 
-A perceptron of many weights and few examples; `benchmarks/memory.py` has the
-transformer.
+A perceptron of many weights and few examples; `benchmarks/step_cost.py` has
+transformers.
 """
 
 import jax.numpy as jnp

@@ -1,0 +1,166 @@
+"""Exact figures of every recipe's step by XLA's analysis, kept in ``budgets.json``.
+
+    python -m benchmarks.budgets            # compare; exit code 1 if anything differs
+    python -m benchmarks.budgets --update   # rewrite the file
+
+A perceptron of 128 × 128 layers in float32, base optimizer SGD with momentum: two
+layers over eight forced devices, with data parallelism and with parameters divided over
+the devices (fsdp), and four layers for what another leaf adds. Operations, bytes and
+memory are those of one device. ``tests/test_budgets.py`` holds them.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    # The counts are the same with LLVM's optimizations, which take most of the time.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, PartitionSpec as P
+
+import optax_vasso as ov
+from benchmarks import measuring
+from benchmarks.optimizers import BASE, RECIPES
+from experiments.harness import files
+
+PyTree = Any
+PATH = Path(__file__).with_name("budgets.json")
+DEVICES, WIDTH, EXAMPLES = 8, 128, 32
+METHODS = {"SGD": lambda base: base, **RECIPES}
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+SIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
+# What the mathematics and the sharding decide; the rest is XLA's choice as well.
+FIRM = ("operations", "state", "buffers", *KINDS)
+TOLERANCE = 0.02  # of the same XLA: the number of cores moves a few instructions
+OTHER_TOLERANCE = 0.05  # of another XLA, for what is FIRM
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Number and bytes of the results of each kind of collective in a program."""
+    found = dict.fromkeys(KINDS, (0, 0))
+    pattern = rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\("
+    for shapes, kind in re.findall(pattern, hlo):
+        number, total = found[kind]
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        for dtype, dims in arrays:
+            count = 1
+            for size in filter(None, dims.split(",")):
+                count *= int(size)
+            total += count * SIZES[dtype]
+        found[kind] = number + len(arrays), total
+    return found
+
+
+def loss_fn(params: PyTree, batch: PyTree) -> jax.Array:
+    """A perceptron without biases, mean squared error."""
+    x, y = batch
+    for name in sorted(params):
+        x = jnp.tanh(x @ params[name])
+    return jnp.mean((x - y) ** 2)
+
+
+def program(
+    optimizer: optax.GradientTransformation,
+    layers: int,
+    layout: str,
+    devices: int = DEVICES,
+) -> tuple[Any, PyTree, int]:
+    """A compiled step, its optimizer state, and the bytes of its parameters."""
+    params = {f"layer{i}": jnp.ones((WIDTH, WIDTH)) / WIDTH for i in range(layers)}
+    mesh = jax.make_mesh(
+        (devices,),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+    example = jnp.ones((EXAMPLES, WIDTH))
+    batch = ov.shard_batch((example, example), mesh)
+    if layout == "local":
+        state = ov.init_local_state(params, optimizer, devices, mesh=mesh)
+        step = ov.make_local_train_step(loss_fn, optimizer, mesh=mesh)
+    else:
+        specs = ov.fsdp_specs(params, mesh) if layout == "fsdp" else P()
+        state = ov.init_train_state(params, optimizer)
+        state = ov.shard_state(state, optimizer, mesh, specs)
+        shardings = ov.state_shardings(state, optimizer, mesh, specs)
+        step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
+    compiled = step.lower(state, batch).compile()
+    return compiled, state.opt_state, measuring.tree_bytes(params)
+
+
+def sent(compiled: Any, size: int, layout: str) -> measuring.Measures:
+    """What a step sends, in collectives and in bytes of one gradient."""
+    row = {}
+    for kind, (number, total) in collectives(compiled.as_text()).items():
+        row[f"{layout} {kind}: number"] = number
+        row[f"{layout} {kind}: gradients"] = round(total / size, 4)
+    return row
+
+
+def measure() -> Iterator[tuple[str, measuring.Measures]]:
+    """Every recipe and its figures."""
+    for name, make in METHODS.items():
+        compiled, state, size = program(make(BASE), 2, "data")
+        row = measuring.counts(compiled)
+        deeper = program(make(BASE), 4, "data")[0].as_text().count(" = ")
+        row |= {
+            "instructions_per_leaf": (deeper - row["instructions"]) / 2,
+            "state": round(measuring.tree_bytes(state) / size, 4),
+            "buffers": len(jax.tree.leaves(state)),
+        }
+        row |= sent(compiled, size, "data")
+        fsdp, _, _ = program(make(BASE), 2, "fsdp")
+        yield name, row | sent(fsdp, size, "fsdp")
+    averaged = optax.chain(ov.average_over("data"), BASE)
+    local, _, size = program(ov.vasso(averaged), 2, "local")
+    yield "VaSSO, local ascent", sent(local, size, "local")
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any]
+) -> Iterator[tuple[str, str, float, float]]:
+    """(row, measure, budget, figure) of all that is not within the tolerance."""
+    same = old["environment"]["jaxlib"] == new["environment"]["jaxlib"]
+    tolerance = TOLERANCE if same else OTHER_TOLERANCE
+    for name in old["rows"].keys() | new["rows"].keys():
+        before, after = old["rows"].get(name, {}), new["rows"].get(name, {})
+        for key in before.keys() | after.keys():
+            if same or any(firm in key for firm in FIRM):
+                a, b = before.get(key), after.get(key)
+                if a is None or b is None or abs(b - a) > tolerance * abs(a):
+                    yield name, key, a, b
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, compare with the file or rewrite it."""
+    parser = measuring.parser("budgets", __doc__.splitlines()[0])
+    parser.add_argument("--update", action="store_true", help=f"rewrite {PATH.name}")
+    parser.add_argument("--json", action="store_true", help="print the figures alone")
+    options = parser.parse_args(arguments)
+    new = {"environment": measuring.environment(), "rows": dict(measure())}
+    if options.json:
+        print(json.dumps(new))
+        return 0
+    if options.update:
+        files.write_json(PATH, new)
+        print(f"Wrote {PATH}")
+        return 0
+    old = files.read_json(PATH) or {"environment": {"jaxlib": ""}, "rows": {}}
+    found = sorted(differences(old, new))
+    for name, key, before, after in found:
+        print(f"{name}: {key}: {before} in {PATH.name}, {after} now")
+    print(f"{len(found)} figures differ (--update rewrites the file)", file=sys.stderr)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The figures of docs/cost.md, from the result files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import page
+from experiments.harness import figures as shared
+
+COLORS = ("#0072B2", "#D55E00", "#8B0000", "#E69F00", "#999999", "#009E73")
+
+
+def series(rows: page.Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
+    """Name -> sizes and values of a measure over an axis of ``scaling``."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, row in rows.items():
+        if name.startswith(axis + " ") and key in row:
+            size, label = name.removeprefix(axis + " ").split(": ")
+            value = row[key][1] if isinstance(row[key], list) else row[key]
+            found.setdefault(label, []).append((float(size.replace(",", "")), value))
+    return {label: tuple(zip(*points, strict=True)) for label, points in found.items()}
+
+
+def scaling(path: Path) -> None:
+    """Time and compilation over parameters, leaves and blocks."""
+    rows = page.load("scaling")["rows"]
+    figure, axes = shared.panels(1, 3, width=4.0)
+    chosen = (
+        ("parameters", "milliseconds", "parameters", "milliseconds per step"),
+        ("leaves", "compile_s", "leaves of a chain", "seconds to compile"),
+        ("blocks", "compile_s", "blocks of a transformer", "seconds to compile"),
+    )
+    for ax, (axis, key, x_label, y_label) in zip(axes.flat, chosen, strict=True):
+        lines = series(rows, axis, key)
+        for color, (label, (sizes, values)) in zip(COLORS, lines.items(), strict=False):
+            ax.loglog(sizes, values, "o-", color=color, label=label, markersize=4)
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        ax.legend(frameon=False, fontsize=7)
+    shared.save(figure, path)
+
+
+def limits(path: Path) -> None:
+    """Shares of the bandwidth over leaves."""
+    rows = page.load("limits")["rows"]
+    figure, axes = shared.panels(1, 1, width=5.0)
+    ax = axes[0, 0]
+    for color, chain in zip(COLORS, ("VaSSO", "SAM"), strict=False):
+        points = [
+            (int(name.split(", ")[1].split()[0]), row["share"])
+            for name, row in rows.items()
+            if name.startswith(f"{chain}, ")
+        ]
+        leaves, shares = zip(*points, strict=True)
+        low, median, high = 100 * np.array(shares).T
+        ax.plot(leaves, median, "o-", color=color, label=chain)
+        ax.fill_between(leaves, low, high, color=color, alpha=0.2, lw=0)
+    ax.axhline(85, color="black", lw=0.8, ls=":")
+    ax.set_xscale("log")
+    ax.set_ylim(0, None)
+    ax.set_xlabel("leaves of 4 M parameters")
+    ax.set_ylabel("share of the bandwidth limit (%)")
+    ax.legend(frameon=False)
+    shared.save(figure, path)
+
+
+def peers(path: Path) -> None:
+    """Time per step of each library, over ours."""
+    rows = page.load("peers")["rows"]
+    kinds = {
+        name.split(": ")[0]: None for name, row in rows.items() if "time / ours" in row
+    }
+    figure, axes = shared.panels(1, len(kinds), width=3.6, height=3.4)
+    for ax, kind in zip(axes.flat, kinds, strict=True):
+        bars = {
+            name.removeprefix(f"{kind}: "): row["time / ours"]
+            for name, row in rows.items()
+            if name.startswith(f"{kind}: ") and row["time / ours"] != [1, 1, 1]
+        }
+        low, median, high = np.array(list(bars.values())).T
+        heights = np.arange(len(bars))[::-1]
+        colors = [COLORS[1] if "orch" in name else COLORS[0] for name in bars]
+        ax.barh(heights, median, color=colors, height=0.6)
+        ax.errorbar(
+            *(median, heights),
+            xerr=[median - low, high - median],
+            fmt="none",
+            color="black",
+            lw=0.8,
+        )
+        ax.set_yticks(heights, list(bars), fontsize=7)
+        ax.axvline(1, color="black", lw=0.8, ls=":")
+        ax.set_xlabel("time of a step / ours")
+        ax.set_title(kind, fontsize=9)
+    shared.save(figure, path)
+
+
+def draw(folder: Path) -> Iterator[Path]:
+    """Every figure whose result file is there."""
+    for make in (limits, peers, scaling):
+        path = folder / f"{make.__name__}.png"
+        try:
+            make(path)
+        except FileNotFoundError:
+            continue
+        yield path

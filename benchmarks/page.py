@@ -1,0 +1,240 @@
+"""Write the tables and figures of docs/cost.md from the result files.
+
+    python -m benchmarks.page
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being one of
+TABLES; what has not been measured says so. Figures go to ``results/``.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import budgets
+from experiments.harness import files
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "cost.md"
+PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+Rows = dict[str, dict[str, Any]]
+# Measure -> title of its column and format of its numbers.
+STEP_COLUMNS = {
+    "operations": ("operations", "{:.4f}"),
+    "bytes": ("bytes", "{:.2f}"),
+    "state": ("state", "{:.0f}"),
+    "temporary": ("temporary", "{:.2f}"),
+    "time / SGD": ("time / SGD", "{:.2f}"),
+    "time / least": ("time / least", "{:.2f}"),
+    "compile / contrib": ("compile / contrib", "{:.2f}"),
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    """What a result file says."""
+    path = ROOT / "results" / f"{name}.json"
+    content = budgets.PATH if name == "budgets" else path
+    found = files.read_json(content)
+    if found is None:
+        raise FileNotFoundError(content)
+    return found
+
+
+def cell(value: Any, form: str = "{:.3g}", spread: bool = True) -> str:
+    """A number, with its quartiles where it has them."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, list):
+        low, median, high = (form.format(part) for part in value)
+        return f"{median} ({low} to {high})" if spread else median
+    return form.format(value)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of GitHub's Markdown."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def measured(rows: Rows, columns: dict[str, tuple[str, str]], prefix: str = "") -> str:
+    """The rows whose names begin with a prefix, with these columns."""
+    chosen = {
+        n.removeprefix(prefix): r for n, r in rows.items() if n.startswith(prefix)
+    }
+    return table(
+        ["", *(title for title, _ in columns.values())],
+        [
+            [name, *(cell(row.get(key), form) for key, (_, form) in columns.items())]
+            for name, row in chosen.items()
+        ],
+    )
+
+
+def environments() -> str:
+    """Device, versions and date of each file."""
+    rows = []
+    for name in ("budgets", "step_cost", "limits", "peers", "scaling", "accelerator"):
+        try:
+            found = load(name)["environment"]
+        except FileNotFoundError:
+            rows.append([name, "not measured", "", ""])
+            continue
+        versions = ", ".join(f"{k} {found[k]}" for k in ("jax", "jaxlib", "optax"))
+        device = f"{found['device']}, {found['cpu_count']} cores"
+        rows.append([name, device, versions, found["date"]])
+    return table(["file", "device", "versions", "date"], rows)
+
+
+def step_cost(width: int) -> str:
+    """One network."""
+    rows = load("step_cost")["rows"]
+    prefix = next(name for name in rows if name.startswith(f"width {width},"))
+    return measured(rows, STEP_COLUMNS, prefix.split(": ")[0] + ": ")
+
+
+def budget() -> str:
+    """The figures that tests hold."""
+    columns = {
+        "operations": ("operations", "{:,.0f}"),
+        "bytes": ("bytes", "{:,.0f}"),
+        "peak_bytes": ("peak bytes", "{:,.0f}"),
+        "state": ("state", "{:.0f}"),
+        "buffers": ("buffers", "{}"),
+        "instructions_per_leaf": ("instructions per leaf", "{:.0f}"),
+        "data all-reduce: gradients": ("all-reduced", "{:.4f}"),
+        "data all-reduce: number": ("in", "{}"),
+        "fsdp all-gather: gradients": ("all-gathered, fsdp", "{:.2f}"),
+    }
+    rows = {n: r for n, r in load("budgets")["rows"].items() if "operations" in r}
+    return measured(rows, columns)
+
+
+def limits() -> str:
+    """Shares of the bandwidth, by leaves."""
+    found = load("limits")["rows"]
+    chains = dict.fromkeys(name.split(", ")[0] for name in found if "leaves" in name)
+    counts = dict.fromkeys(name.split(", ")[1] for name in found if "leaves" in name)
+    rows = [
+        [chain, *(cell(found[f"{chain}, {n}"]["share"], "{:.0%}") for n in counts)]
+        for chain in chains
+    ]
+    device = ", ".join(
+        f"{key.replace('_per_', '/')}: {cell(value)}"
+        for key, value in found["device"].items()
+    )
+    return table(["", *counts], rows) + f"\n\nThe device: {device}."
+
+
+def peers(prefix: str) -> str:
+    """One network in all libraries."""
+    columns = {
+        "difference of the losses": ("difference of the losses", "{:.0e}"),
+        "first step (s)": ("first step (s)", "{:.1f}"),
+        "milliseconds": ("milliseconds", "{:.1f}"),
+        "time / ours": ("time / ours", "{:.2f}"),
+    }
+    rows = load("peers")["rows"]
+    whole = next(name for name in rows if name.startswith(prefix)).split(": ")[0]
+    return measured(rows, columns, whole + ": ")
+
+
+def digits() -> str:
+    """The digits experiment against eager PyTorch."""
+    row = load("peers")["rows"]["digits, 60 epochs of VaSSO"]
+    return table(["", ""], [[key, cell(value)] for key, value in row.items()])
+
+
+def exponents() -> str:
+    """The fitted exponents."""
+    columns = {
+        "milliseconds": ("time", "{:.2f}"),
+        "compile_s": ("compilation", "{:.2f}"),
+        "instructions": ("instructions", "{:.2f}"),
+        "temporary_bytes": ("temporary memory", "{:.2f}"),
+        "peak_bytes": ("peak memory", "{:.2f}"),
+    }
+    return measured(load("scaling")["rows"], columns, "exponent over ")
+
+
+def compilation() -> str:
+    """Whole steps of transformers of more and more blocks."""
+    columns = {
+        "instructions": ("instructions", "{:,}"),
+        "trace_s": ("to trace (s)", "{:.1f}"),
+        "compile_s": ("to compile (s)", "{:.1f}"),
+    }
+    return measured(load("scaling")["rows"], columns, "blocks ")
+
+
+def hessian_cost() -> str:
+    """Lanczos against products."""
+    columns = {
+        "time": ("time", "{:.2f}"),
+        "processor time": ("processor time", "{:.2f}"),
+        "operations": ("operations", "{:.3f}"),
+        "temporary": ("temporary memory", "{:.2f}"),
+    }
+    return measured(load("hessian_cost")["rows"], columns)
+
+
+def precision() -> str:
+    """What arrives of a perturbation."""
+    columns = {"cosine": ("cosine", "{:.4f}"), "share": ("share that moves", "{:.1%}")}
+    return measured(load("precision")["rows"], columns)
+
+
+def accelerator() -> str:
+    """What one command measures on an accelerator."""
+    columns = {
+        "milliseconds": ("milliseconds", "{:.2f}"),
+        "time / SGD": ("time / SGD", "{:.2f}"),
+        "share": ("share of the bandwidth", "{:.0%}"),
+        "images_per_s": ("images/s", "{:,.0f}"),
+        "peak_bytes": ("peak bytes", "{:,.0f}"),
+    }
+    return measured(load("accelerator")["rows"], columns)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "step_cost_128": lambda: step_cost(128),
+    "step_cost_256": lambda: step_cost(256),
+    "peers_perceptron": lambda: peers("perceptron"),
+    "peers_128": lambda: peers("width 128"),
+    "peers_256": lambda: peers("width 256"),
+    "peers_resnet": lambda: peers("ResNet-18"),
+    **{
+        made.__name__: made
+        for made in (
+            *(environments, budget, limits, digits, exponents, compilation),
+            *(hessian_cost, precision, accelerator),
+        )
+    },
+}
+
+
+def fill(page: str) -> str:
+    """The page with its tables as the files have them now."""
+
+    def made(match: re.Match) -> str:
+        try:
+            text = TABLES[match[2]]()
+        except (FileNotFoundError, StopIteration):
+            text = "Not measured yet."
+        return f"{match[1]}\n{text}\n\n{match[4]}"
+
+    return PLACE.sub(made, page)
+
+
+def main() -> None:
+    """Fill the page and draw the figures."""
+    from benchmarks import figures
+
+    PAGE.write_text(fill(PAGE.read_text()))
+    for path in figures.draw(ROOT / "results"):
+        print(f"Wrote {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

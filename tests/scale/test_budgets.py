@@ -1,0 +1,90 @@
+"""What every recipe may cost, by XLA's analysis: `benchmarks/budgets.json` holds it.
+
+Of the XLA that wrote the file, all figures are compared; of another one, which fuses
+and schedules in its own way, those that the mathematics and the sharding decide.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import budgets
+
+ROOT = Path(__file__).parents[2]
+KEPT = json.loads(budgets.PATH.read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(once):
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.budgets", "--json"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return once("budgets", run)
+
+
+@pytest.fixture(scope="module")
+def rows(measured):
+    return measured["rows"]
+
+
+@pytest.mark.parametrize("name", KEPT["rows"])
+def test_a_step_keeps_its_budget(measured, name):
+    found = [row for row in budgets.differences(KEPT, measured) if row[0] == name]
+    assert not found, (
+        "python -m benchmarks.budgets --update rewrites budgets.json, where the diff "
+        "shows what changed"
+    )
+
+
+def test_every_recipe_has_a_budget(rows):
+    assert rows.keys() == KEPT["rows"].keys()
+    assert budgets.METHODS.keys() < KEPT["rows"].keys()
+
+
+def test_a_figure_that_moves_is_found():
+    name, key = "VaSSO", "instructions"
+    row = KEPT["rows"][name]
+    moved = KEPT["rows"] | {name: row | {key: 1.05 * row[key]}}
+    ((where, what, *_),) = budgets.differences(KEPT, KEPT | {"rows": moved})
+    assert (where, what) == (name, key)
+    other = KEPT["environment"] | {"jaxlib": "0"}
+    new = {"environment": other, "rows": moved}
+    assert not list(budgets.differences(KEPT, new))
+
+
+@pytest.mark.parametrize(
+    ("name", "gradients"),
+    [("SGD", 1), ("SAM", 2), ("VaSSO", 2), ("lagged VaSSO", 1)],
+)
+def test_bytes_all_reduced_in_gradients(rows, name, gradients):
+    # Beside gradients there are scalars: losses and metrics.
+    row = rows[name]
+    assert row["data all-reduce: gradients"] == pytest.approx(gradients, abs=1e-3)
+    for kind in budgets.KINDS[1:]:
+        assert row[f"data {kind}: number"] == 0
+
+
+def test_local_ascent_reduces_one_gradient(rows):
+    row = rows["VaSSO, local ascent"]
+    assert row["local all-reduce: gradients"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "gradients"), [("VaSSO", 2), ("lagged VaSSO", 1)])
+@pytest.mark.parametrize("kind", budgets.KINDS)
+def test_fsdp_sends_only_scalars_beyond_plain_gradients(rows, name, gradients, kind):
+    plain = rows["SGD"][f"fsdp {kind}: gradients"]
+    assert rows[name][f"fsdp {kind}: gradients"] <= gradients * plain + 1e-3
+    if kind == "all-gather":
+        assert plain > 0
