@@ -7,11 +7,9 @@ between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being one of TABLES.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs/results").glob("*.md"))]
@@ -19,8 +17,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import experiment_tables  # noqa: E402
 
-from experiments.harness.methods import describe  # noqa: E402
-from experiments.harness.statistics import standard_error  # noqa: E402
 from experiments.harness.tables import markdown  # noqa: E402
 
 PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -29,19 +25,6 @@ PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 def load(name: str) -> dict[str, Any]:
     """What a file in results/ says."""
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
-
-
-def plus_minus(values: Iterable[float], scale: float = 1.0) -> str:
-    """Mean ± standard error, to two digits of the error."""
-    values = scale * np.asarray(list(values), float)
-    error = standard_error(values)
-    digits = 0 if error == 0 else max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{signed(values.mean(), digits)} ± {error:.{digits}f}"
-
-
-def signed(value: float, digits: int, plus: str = "") -> str:
-    """A number with a true minus sign."""
-    return f"{value:{plus}.{digits}f}".replace("-", "−")
 
 
 def environments() -> str:
