@@ -1,4 +1,4 @@
-"""Parameters with few bits: where a perturbation is rounded away, and what helps."""
+"""Low precision: keeping a perturbation from being rounded away."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Finding things inside an optimizer's state.
 
-What a state has to say of the last step stands in a field ``metrics``, a dictionary of
-scalars. That is the whole protocol: whoever reads metrics looks for the field, and
-knows no state by its type.
+A state reports on the last step in a field ``metrics``, a dictionary of scalars. That
+is the whole protocol: readers look for the field, and need not know the type of a
+state.
 """
 
 from collections.abc import Callable
