@@ -6,6 +6,8 @@ used twice: a machine that dies or a disk that fills while saving leaves the las
 one in place. A digest of what was saved finds damage to the files.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import numbers

@@ -7,6 +7,8 @@ the optimizer inside it::
     sharpness_aware(optax.chain(gsam_descent(0.3), optax.sgd(0.1)), sam_perturb(0.1))
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -4,6 +4,8 @@ A step whose gate is closed descends on the clean gradient and costs one gradien
 instead of two; the averages of the ascent chain take in the clean gradient either way.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -5,6 +5,8 @@ model_state, batch, key) -> ((loss, (model_state, aux)), grads)``. They compose 
 their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
 """
 
+from __future__ import annotations
+
 import fractions
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Non-finite batches: skipping and counting them, and loss scales."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -5,6 +5,8 @@ mesh. The functions here place state and batch on it, and map the step over devi
 each ascend on their own examples.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Low precision: keeping a perturbation from being rounded away."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

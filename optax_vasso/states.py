@@ -5,6 +5,8 @@ is the whole protocol: readers look for the field, and need not know the type of
 state.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -9,6 +9,8 @@ the whole perturbation, and measures what it is asked to::
 A new measure is a function of a :class:`Seen`; nothing else has to know of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Two gradients per step: any optimizer around any ascent chain."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -10,6 +10,8 @@ program as data; a new closure would be compiled anew.
 :mod:`optax_vasso.sharpness.plot` draws what is measured.
 """
 
+from __future__ import annotations
+
 from optax_vasso.sharpness import plot
 
 # The adversary in stochastic training.

@@ -9,6 +9,8 @@ References:
   <https://arxiv.org/abs/2309.15639>`_, 2023
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -18,6 +18,8 @@ References:
   <https://arxiv.org/abs/2211.05729>`_, 2023
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import numbers

@@ -5,6 +5,8 @@ the network at once. The batches are stacked and scanned over, so that a measure
 compiled program that holds the activations of one batch at a time.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import itertools

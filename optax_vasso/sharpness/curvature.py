@@ -9,6 +9,8 @@ parameters and the data. They pass through :func:`jax.jit` as arguments, so a me
 compiles once for a loss function and serves every later set of parameters.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -4,6 +4,8 @@ The loss of a landscape is any scalar function of parameters and a batch, averag
 the data, such as an error rate.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -7,6 +7,8 @@ order SGD, SAM, VaSSO, lagged VaSSO; ``color`` names another. Matplotlib's setti
 left as they are, and it is imported when the first picture is drawn.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,6 +4,8 @@ A curvature is any function from a tree like the parameters to another that is l
 and symmetric, as :func:`~optax_vasso.sharpness.hessian` makes one.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 
