@@ -28,7 +28,7 @@ PANELS = {
 RATES = (0.02, 0.1, 0.3)
 DECAY = 0.005
 RADII = (0.1, 0.3, 1.0)
-THETAS = (1.0, 0.3, 0.1, 0.03)
+THETAS = (1.0, 0.1, 0.03)
 SIGNS = {
     "with": "along the average (+)",
     "against": "against the average (−)",
