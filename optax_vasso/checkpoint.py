@@ -6,6 +6,8 @@ used twice: a machine that dies or a disk that fills while saving leaves the las
 one in place. A digest of what was saved finds damage to the files.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import numbers
@@ -38,7 +40,7 @@ PyTree = Any
 
 
 class Checkpoints(NamedTuple):
-    """Where the checkpoints of a run go, a few functions as in Optax.
+    """The checkpoints of a run, as three functions.
 
     Attributes:
       save: (state) -> None. Writes the state and waits until it is whole, then deletes
@@ -63,18 +65,18 @@ def checkpoints(
 ) -> Checkpoints:
     """Open a directory of checkpoints of train states.
 
-    One run at a time has it: a lock is held until ``close`` or until the process ends,
-    however it ends. All processes of a run open it together, and process 0 holds the
-    lock.
+    Only one run can have it open: a lock is held until ``close`` or until the process
+    ends, however it ends. All processes of a run open it together, and process 0 holds
+    the lock.
 
     Args:
-      directory: where they go; made if it is not there. Several processes need one
-        that all of them see. A URL such as ``gs://bucket/run`` is passed to Orbax
+      directory: where they go; created if it does not exist. Several processes need one
+        that all of them can reach. A URL such as ``gs://bucket/run`` is passed to Orbax
         and is not locked.
-      config: what makes this run what it is (recipe, hyperparameters, sizes): names
-        and values that JSON can hold, NumPy's numbers and arrays among them. A
-        checkpoint of another configuration is refused; tuples and lists are the same
-        here, and so are a key 1 and a key "1", and NaN equals itself.
+      config: what identifies this run (recipe, hyperparameters, sizes): names and
+        values that JSON can hold, NumPy's numbers and arrays among them. A checkpoint
+        of another configuration is refused; tuples and lists are the same here, and so
+        are a key 1 and a key "1", and NaN equals itself.
       keep: how many to keep, >= 1. Two or more leave one to go back to if the newest
         turns out to be damaged.
 
