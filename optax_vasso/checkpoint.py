@@ -1,9 +1,9 @@
 """Saving a train state with Orbax, so that a run killed at any step can go on.
 
-Needs the extra ``checkpoint``: ``pip install 'optax-vasso[checkpoint]'``. Each process
-writes its own shards. A checkpoint appears under its number only when it is whole, and
-no number is used twice: a machine that dies or a disk that fills while saving leaves
-the last good one in place. A digest of what was saved finds damage to the files.
+Needs Orbax: ``pip install '.[checkpoint]'`` in a clone. Each process writes its own
+shards. A checkpoint appears under its number only when it is whole, and no number is
+used twice: a machine that dies or a disk that fills while saving leaves the last good
+one in place. A digest of what was saved finds damage to the files.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ try:
     import orbax.checkpoint as ocp
 except ImportError as error:
     raise ImportError(
-        "optax_vasso.checkpoint needs Orbax: pip install 'optax-vasso[checkpoint]'."
+        "optax_vasso.checkpoint needs Orbax: run pip install '.[checkpoint]' in a "
+        "clone of optax_vasso."
     ) from error
 
 try:
@@ -68,7 +69,8 @@ def checkpoints(
 
     Args:
       directory: where they go; made if it is not there. Several processes need one
-        that all of them see.
+        that all of them see. A URL such as ``gs://bucket/run`` is passed to Orbax
+        and is not locked.
       config: what makes this run what it is (recipe, hyperparameters, sizes): names
         and values that JSON can hold, NumPy's numbers and arrays among them. A
         checkpoint of another configuration is refused; tuples and lists are the same
@@ -83,9 +85,12 @@ def checkpoints(
     if not isinstance(keep, numbers.Integral) or keep < 1:
         raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
     config = _as_json(config)
-    directory = os.path.abspath(directory)
+    directory = os.fspath(directory)
+    is_url = "://" in directory
+    if not is_url:
+        directory = os.path.abspath(directory)
     lock, error = _everywhere(
-        lambda: _lock(directory) if jax.process_index() == 0 else None
+        lambda: None if is_url or jax.process_index() else _lock(directory)
     )
     if error:
         raise error

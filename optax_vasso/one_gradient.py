@@ -107,7 +107,12 @@ def lagged(
         # Where the chain gives nothing there is nothing to keep.
         perturbed, _ = jax.eval_shape(
             lambda x, state: ascent.update(
-                x, state, x, perturbation=x, grad_fn=lambda _: x
+                x,
+                state,
+                x,
+                perturbation=x,
+                grad_fn=lambda _: x,
+                value=jnp.zeros(()),
             ),
             params,
             ascent_state,

@@ -24,7 +24,7 @@ def find_states(tree: PyTree, kind: type[State]) -> list[State]:
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """The metrics of all states in a tree by name; of equal names the innermost."""
     return {
-        _name(path[-1]): leaf
+        "/".join(map(_name, path[path.index(_METRICS) + 1 :])): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
         if _METRICS in path
     }

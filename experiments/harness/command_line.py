@@ -24,6 +24,8 @@ METHOD_LABELS = {
     "asam": "ASAM",
     "gsam": "GSAM",
     "lagged_vasso": "lagged VaSSO",
+    "auto_vasso": "automatic VaSSO",
+    "auto_lagged_vasso": "automatic lagged VaSSO",
     "momentum_sam": "Momentum-SAM",
     "single_step_sam": "single-step SAM",
 }

@@ -167,6 +167,17 @@ METHODS = {
         {"rho": RHO, "theta": THETA},
         lambda b, h, s: ov.lagged_vasso(b, h["rho"], h["theta"]),
     ),
+    "auto_vasso": Method(
+        "automatic VaSSO", "#D55E00", "d", 2, {}, lambda b, h, s: ov.auto_vasso(b)
+    ),
+    "auto_lagged_vasso": Method(
+        "automatic lagged VaSSO",
+        "#8B0000",
+        "p",
+        1,
+        {},
+        lambda b, h, s: ov.auto_lagged_vasso(b),
+    ),
     "momentum_sam": Method(
         "Momentum-SAM",
         "#999999",

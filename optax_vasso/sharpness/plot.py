@@ -321,7 +321,8 @@ def _axes(ax: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
     except ImportError:
         raise ImportError(
-            "Pictures need matplotlib: pip install 'optax-vasso[plot]'"
+            "Plots need Matplotlib: run pip install '.[plot]' in a clone of "
+            "optax_vasso."
         ) from None
     with plt.rc_context(_STYLE):
         _, ax = plt.subplots(
