@@ -70,6 +70,7 @@ html_theme = "furo"
 html_title = "optax_vasso"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_js_files = ["tables.js"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 copybutton_prompt_text = r">>> |\.\.\. "

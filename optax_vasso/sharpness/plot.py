@@ -326,11 +326,12 @@ def _axes(ax: Axes | None) -> Axes:
             "Plots need Matplotlib: run pip install '.[plot]' in a clone of "
             "optax_vasso."
         ) from None
+    # Outside of the context: a notebook's backend changes settings when it is loaded.
+    figure = plt.figure(
+        figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
+    )
     with plt.rc_context(_STYLE):
-        _, ax = plt.subplots(
-            figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
-        )
-    return ax
+        return figure.add_subplot()
 
 
 def _drawn(ax: Axes) -> int:
