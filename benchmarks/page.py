@@ -44,7 +44,7 @@ def load(name: str) -> dict[str, Any]:
 def cell(value: Any, form: str = "{:.3g}", spread: bool = True) -> str:
     """A number, with its quartiles where it has them."""
     if value is None:
-        return "not measured"
+        return ""
     if isinstance(value, list):
         low, median, high = (form.format(part) for part in value)
         return f"{median} ({low} to {high})" if spread else median

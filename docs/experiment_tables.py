@@ -17,6 +17,7 @@ from experiments import (
     lagged_feeding,
     radius,
     radius_warmup,
+    sign,
     tasks,
 )
 from experiments.harness import statistics
@@ -108,6 +109,12 @@ def heat_map(decay: str) -> str:
     return markdown(*radius.cells(panels[f"weight decay {decay}"]))
 
 
+def signs(number: int) -> str:
+    """Both signs of a lagged perturbation, and the rule, on one task."""
+    panels = list(load("sign")["panels"].values())
+    return markdown(*sign.cells(panels[number]))
+
+
 QUESTIONS = dict(
     zip(
         ("second_gradient", "one_gradient", "vasso", "others", "early_stopping"),
@@ -155,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "best_radius": lambda: markdown(*best_radius.cells(load("best_radius"))),
     "radius_warmup": lambda: markdown(*radius_warmup.cells(load("radius_warmup"))),
     "lagged_feeding": lambda: markdown(*lagged_feeding.cells(load("lagged_feeding"))),
+    **{f"sign_{i}": lambda i=i: signs(i) for i in range(len(sign.PANELS))},
     "choosing_rho_picks": lambda: markdown(*choosing_rho.picks(load("choosing_rho"))),
     "choosing_rho_moves": lambda: markdown(*choosing_rho.movers(load("choosing_rho"))),
     "choosing_rho_rules": lambda: markdown(*choosing_rho.rules(load("choosing_rho"))),

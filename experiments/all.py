@@ -46,6 +46,7 @@ RUNS = (
     Run("best_radius", 110),
     Run("radius_warmup", 90),
     Run("lagged_feeding", 110),
+    Run("sign", 330),
     Run("flatness", 240),
     Run("bouncing", 5),
     Run("domain_generalization", 300),

@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = harness.units.Plan(seeds=options.seeds)
     if options.smoke:
         plan, options.sizes = harness.units.SMOKE, [REFERENCE, 250]
+        options.methods = options.methods[:2]
     units = {
         (f"{size}", name): at_batch(options, size, name)
         for size in options.sizes

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.smoke:
         calls, budget = 2, harness.tuning.Budget(2, 1, ((1, 2),), 0)
         width, blocks = 8, 1
+        options.methods = options.methods[:2]
     model = harness.transformer.Transformer(
         width, blocks, texts.VOCABULARY, harness.language.CONTEXT
     )
