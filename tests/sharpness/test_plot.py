@@ -106,8 +106,8 @@ def test_the_numbers_of_a_colour_bar_are_as_large_as_those_of_a_new_figure():
     ax = plot.plane(PLANE)
     ax.figure.canvas.draw()
     (bar,) = ax.child_axes
-    sizes = {text.get_size() for text in (*bar.get_yticklabels(), *ax.get_yticklabels())}
-    assert sizes == {7}
+    labels = [*bar.get_yticklabels(), *ax.get_yticklabels()]
+    assert {label.get_size() for label in labels} == {7}
 
 
 def test_the_contours_of_a_plane_are_spaced_by_what_it_spans():
