@@ -1,12 +1,17 @@
-// A table that does not fit breaks long words; on a phone each row becomes a list instead.
+// A table that does not fit is set smaller; on a phone each of its rows becomes a list.
 function fitTables() {
   const narrow = window.matchMedia("(max-width: 46em)").matches;
   for (const table of document.querySelectorAll("article table.docutils")) {
     table.classList.remove("stacked", "tight");
-    if (table.scrollWidth > table.clientWidth) table.classList.add(narrow ? "stacked" : "tight");
+    const around = table.parentElement;
+    const width = Math.max(table.scrollWidth, around.scrollWidth);
+    if (width > around.clientWidth) table.classList.add(narrow ? "stacked" : "tight");
     const names = [...table.querySelectorAll("thead th")].map((th) => th.textContent.trim());
     for (const row of table.querySelectorAll("tbody tr"))
-      [...row.cells].forEach((cell, i) => (cell.dataset.column = names[i] ? `${names[i]}: ` : ""));
+      [...row.cells].forEach((cell, i) => {
+        cell.dataset.column = names[i] ? `${names[i]}: ` : "";
+        cell.classList.toggle("blank", !cell.textContent.trim());
+      });
   }
 }
 document.addEventListener("DOMContentLoaded", () => {

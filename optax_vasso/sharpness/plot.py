@@ -163,8 +163,7 @@ def plane(
     if label is not None:
         bar = ax.figure.colorbar(contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)))
         bar.set_label(label, fontsize=ax.yaxis.label.get_size())
-        # Not the size of the first tick label: axes that share theirs may have none.
-        bar.ax.tick_params(labelsize=ax.yaxis.get_tick_params().get("labelsize"))
+        bar.ax.tick_params(labelsize=ax.yaxis.get_major_ticks(1)[0].label1.get_size())
         bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
         bar.ax.minorticks_off()
     ax.set_aspect("equal")
