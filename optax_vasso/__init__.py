@@ -5,6 +5,8 @@ with the perturbation is written once.
 """
 
 # When to ascend; what the adversary did; what training found.
+from __future__ import annotations
+
 from optax_vasso import gate, sharpness, tracking
 
 # Direction → perturbation: what stands last in an ascent chain.
@@ -16,17 +18,28 @@ from optax_vasso.ascent import (
     sam_perturb,
 )
 
+# θ and ρ that follow the gradients: a filter, and a whole ascent chain.
+from optax_vasso.automatic import projected_perturb, self_tuned_ema
+
 # (Clean, perturbed) gradient → descent gradient: chain before the base optimizer.
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
 
+# A shorter perturbation where a training is about to collapse.
+from optax_vasso.guard import collapse_guard
+
 # Whether a lagged perturbation arrives, and leads uphill.
 from optax_vasso.lagged_checks import check_uphill, track_arrival
 
 # The methods of the papers, of one gradient per step and of two.
-from optax_vasso.lagged_recipes import lagged_vasso, momentum_sam, single_step_sam
+from optax_vasso.lagged_recipes import (
+    auto_lagged_vasso,
+    lagged_vasso,
+    momentum_sam,
+    single_step_sam,
+)
 
 # Bad batches, loss scales, parameters with few bits.
 from optax_vasso.nonfinite import check_finite, skip_nonfinite
@@ -52,6 +65,7 @@ from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
     asam,
+    auto_vasso,
     evasso,
     fisher_sam,
     friendly_sam,
@@ -81,10 +95,13 @@ __all__ = [
     "ae_sam",
     "asam",
     "asam_perturb",
+    "auto_lagged_vasso",
+    "auto_vasso",
     "average_over",
     "check_finite",
     "check_uphill",
     "clean_gradient",
+    "collapse_guard",
     "eval_params",
     "evasso",
     "fisher_perturb",
@@ -110,9 +127,11 @@ __all__ = [
     "on_batch",
     "part_of_batch",
     "per_layer",
+    "projected_perturb",
     "sam",
     "sam_perturb",
     "sampa",
+    "self_tuned_ema",
     "shard_batch",
     "shard_state",
     "sharpness",

@@ -5,6 +5,8 @@ Between steps the loop's parameters are perturbed: evaluate
 as in :func:`optax_vasso.masked_ascent`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -12,6 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso.ascent import Mask, masked_ascent, sam_perturb
+from optax_vasso.automatic import (
+    projected_perturb,
+    self_tuned_ema,
+    unbuffered_automatic,
+)
 from optax_vasso.one_gradient import lagged
 from optax_vasso.smoothing import vasso_ema
 from optax_vasso.unbuffered import unbuffered_vasso
@@ -72,6 +79,40 @@ def lagged_vasso(
     if accumulator_dtype is not None:
         ascent = optax.chain(
             vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
+        )
+    return lagged(optimizer, masked_ascent(ascent, mask))
+
+
+def auto_lagged_vasso(
+    optimizer: optax.GradientTransformation,
+    r: Hyperparameter = 0.2,
+    *,
+    accumulator_dtype: Any = None,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """VaSSO with nothing to search at one gradient per step.
+
+    What :func:`auto_vasso` is to :func:`vasso`, this is to :func:`lagged_vasso`.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
+      accumulator_dtype: dtype of averages of their own. By default the perturbation
+        carries the average, and the state has two buffers like the parameters in all.
+        Parameters of fewer than 32 bits cannot carry it.
+      mask: which leaves are perturbed; by default all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
+
+    Raises:
+      ValueError: if r is out of its range; at ``init``, if parameters have fewer than
+        32 bits and there is no accumulator_dtype.
+    """
+    ascent: optax.GradientTransformation = unbuffered_automatic(r)
+    if accumulator_dtype is not None:
+        ascent = projected_perturb(
+            r, self_tuned_ema(accumulator_dtype=accumulator_dtype)
         )
     return lagged(optimizer, masked_ascent(ascent, mask))
 

@@ -1,5 +1,7 @@
 """One gradient per step: perturb with what the last step has left."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -107,7 +109,12 @@ def lagged(
         # Where the chain gives nothing there is nothing to keep.
         perturbed, _ = jax.eval_shape(
             lambda x, state: ascent.update(
-                x, state, x, perturbation=x, grad_fn=lambda _: x
+                x,
+                state,
+                x,
+                perturbation=x,
+                grad_fn=lambda _: x,
+                value=jnp.zeros(()),
             ),
             params,
             ascent_state,

@@ -6,6 +6,8 @@ the same everywhere: which leaves the adversary perturbs, as in
 :func:`optax_vasso.masked_ascent`; the optimizer trains what it always trains.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from optax_vasso.ascent import (
     masked_ascent,
     sam_perturb,
 )
+from optax_vasso.automatic import projected_perturb, self_tuned_ema
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 from optax_vasso.smoothing import friendly_noise, vasso_ema
 from optax_vasso.two_gradients import sharpness_aware
@@ -108,6 +111,43 @@ def vasso(
     ascent = optax.chain(
         vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
     )
+    return sharpness_aware(optimizer, masked_ascent(ascent, mask))
+
+
+def auto_vasso(
+    optimizer: optax.GradientTransformation,
+    r: Hyperparameter = 0.2,
+    *,
+    accumulator_dtype: Any = None,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """VaSSO with nothing to search: θ follows the noise, ρ the angle to the gradient.
+
+    Args:
+      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
+      accumulator_dtype: dtype of the averages; by default that of the parameters.
+      mask: which leaves are perturbed; by default all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
+      in :func:`sharpness_aware`. ``theta`` and ``rho`` are among the metrics.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso import auto_vasso
+      >>> params = jnp.array([3.0, 4.0])
+      >>> optimizer = auto_vasso(optax.sgd(0.1))
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(
+      ...         params, state, params, grad_fn=lambda x: x
+      ...     )
+      >>> print(optax.tree.get(state, "theta"), optax.tree.get(state, "rho"))
+      0.1 0.2
+    """
+    ascent = projected_perturb(r, self_tuned_ema(accumulator_dtype=accumulator_dtype))
     return sharpness_aware(optimizer, masked_ascent(ascent, mask))
 
 

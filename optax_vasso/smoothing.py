@@ -1,5 +1,7 @@
 """Averages of the gradient over steps: what stands first in an ascent chain."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -96,7 +98,7 @@ def vasso_ema(
         check_params(params)
         return VassoEmaState(
             step=jnp.zeros((), jnp.int32),
-            ema=_zeros(params, accumulator_dtype),
+            ema=zeros_like(params, accumulator_dtype),
         )
 
     def update_fn(
@@ -106,12 +108,12 @@ def vasso_ema(
         check_state(state, VassoEmaState, "vasso_ema")
         check_structure(updates, state.ema, "vasso_ema")
         weight = newest_weight(state.step == 0, value_at(theta, state.step))
-        average = _moving_average(weight, updates, state.ema)
+        average = moving_average(weight, updates, state.ema)
         new_state = VassoEmaState(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
         )
-        return _cast_to_updates(average, updates), new_state
+        return cast_to_updates(average, updates), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -166,7 +168,7 @@ def friendly_noise(
         check_params(params)
         return FriendlyNoiseState(
             step=jnp.zeros((), jnp.int32),
-            ema=_zeros(params, accumulator_dtype),
+            ema=zeros_like(params, accumulator_dtype),
         )
 
     def update_fn(
@@ -182,7 +184,7 @@ def friendly_noise(
             state.ema,
         )
         weight = newest_weight(state.step == 0, 1.0 - value_at(lmbda, state.step))
-        average = _moving_average(weight, updates, state.ema)
+        average = moving_average(weight, updates, state.ema)
         return noise, FriendlyNoiseState(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
@@ -191,7 +193,7 @@ def friendly_noise(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _zeros(params: PyTree, dtype: Any) -> PyTree:
+def zeros_like(params: PyTree, dtype: Any) -> PyTree:
     """Zeros like the parameters, of a float dtype or its complex twin."""
     if dtype is None:
         return optax.tree.zeros_like(params)
@@ -222,7 +224,7 @@ def _combine(
     ) * numerics.widen(y, dtype)
 
 
-def _moving_average(
+def moving_average(
     weight: jax.typing.ArrayLike, updates: PyTree, average: PyTree
 ) -> PyTree:
     """(1 − w) average + w updates; the old average where an update is None.
@@ -238,6 +240,6 @@ def _moving_average(
     )
 
 
-def _cast_to_updates(direction: PyTree, updates: PyTree) -> PyTree:
+def cast_to_updates(direction: PyTree, updates: PyTree) -> PyTree:
     """Cast to the dtypes of the updates, and to None where an update is None."""
     return numerics.map_updates(lambda g, d: d.astype(g.dtype), updates, direction)

@@ -1,9 +1,11 @@
 """Finding things inside an optimizer's state.
 
-What a state has to say of the last step stands in a field ``metrics``, a dictionary of
-scalars. That is the whole protocol: whoever reads metrics looks for the field, and
-knows no state by its type.
+A state reports on the last step in a field ``metrics``, a dictionary of scalars. That
+is the whole protocol: readers look for the field, and need not know the type of a
+state.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,7 +26,7 @@ def find_states(tree: PyTree, kind: type[State]) -> list[State]:
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """The metrics of all states in a tree by name; of equal names the innermost."""
     return {
-        _name(path[-1]): leaf
+        "/".join(map(_name, path[path.index(_METRICS) + 1 :])): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
         if _METRICS in path
     }

@@ -5,6 +5,8 @@ chain. Where that is the last average but for its length, two scalars are all th
 left to store.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -54,13 +56,7 @@ def unbuffered_vasso(
 
     def init_fn(params: PyTree) -> UnbufferedState:
         check_params(params)
-        for path, leaf in jax.tree.leaves_with_path(params):
-            if numerics.has_few_bits(leaf):
-                raise ValueError(
-                    f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
-                    "rounds away the average that it is to carry: pass "
-                    "accumulator_dtype=jnp.float32 to keep the average apart."
-                )
+        check_carries_average(params)
         # Not one zero twice: a buffer can be donated only once.
         norm, radius = (
             jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
@@ -101,3 +97,32 @@ def unbuffered_vasso(
         return new, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_carries_average(params: PyTree) -> None:
+    """Raise a ValueError if a perturbation like the parameters would round too much."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if numerics.has_few_bits(leaf):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, which "
+                "rounds away the average that it is to carry: pass "
+                "accumulator_dtype=jnp.float32 to keep the average apart."
+            )
+
+
+def recovered_average(
+    updates: PyTree, perturbation: PyTree, norm: jax.Array, radius: jax.Array
+) -> PyTree:
+    """The last average, from its length and the perturbation of the signed radius.
+
+    In float32 or wider, where there is an update; zero where ``norm`` is.
+    """
+    dtype = numerics.accumulation_dtype(updates, perturbation)
+    inverse = (1 / jnp.where(radius == 0, 1, radius)).astype(dtype)
+    length = norm.astype(dtype)
+    return numerics.map_updates(
+        # One after the other: their product may be out of range.
+        lambda _, e: length * (inverse * numerics.widen(e, dtype)),
+        updates,
+        perturbation,
+    )

@@ -47,6 +47,30 @@ HYPERPARAMETERS = {
         )
         for function in (ov.sam_perturb, ov.asam_perturb, ov.fisher_perturb)
     ],
+    "start": [make(ov.self_tuned_ema, value) for value in (0, 1, NAN, None)],
+    "floor": [make(ov.self_tuned_ema, floor=value) for value in (0, 0.6, NAN)],
+    "speed": [make(ov.self_tuned_ema, speed=value) for value in (-1, NAN)],
+    "r": [
+        make(function, value)
+        for value in (-0.1, NAN, optax.sgd(0.1))
+        for function in (
+            lambda r: ov.projected_perturb(r, ov.vasso_ema(0.4)),
+            lambda r: ov.auto_vasso(optax.sgd(0.1), r),
+            lambda r: ov.auto_lagged_vasso(optax.sgd(0.1), r),
+        )
+    ],
+    "most": [make(ov.projected_perturb, 0.1, ASCENT, most=v) for v in (0.5, NAN)],
+    "weight": [
+        make(function, 0.1, weight=value)
+        for value in (0, 1.5, NAN)
+        for function in (
+            lambda r, weight: ov.projected_perturb(r, ASCENT, weight=weight),
+            lambda c, weight: ov.collapse_guard(ASCENT, c, weight=weight),
+        )
+    ],
+    "smoothing": [make(ov.projected_perturb, 0.1, value) for value in (0.4, None)],
+    "ceiling": [make(ov.collapse_guard, ASCENT, value) for value in (0, -1, NAN)],
+    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, NAN)],
     "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
     "eta": [
@@ -141,6 +165,8 @@ TRANSFORMS = {
     "vasso_ema": ov.vasso_ema(0.4),
     "unbuffered_vasso": unbuffered_vasso(0.1, 0.4),
     "friendly_noise": ov.friendly_noise(1.0, 0.6),
+    "self_tuned_ema": ov.self_tuned_ema(),
+    "projected_perturb": ov.projected_perturb(0.1, ov.vasso_ema(0.4)),
     "sam_perturb": ov.sam_perturb(0.1),
     "asam_perturb": ov.asam_perturb(0.1),
     "fisher_perturb": ov.fisher_perturb(0.1),

@@ -53,6 +53,10 @@ RECIPES = {
     "wsam": ov.wsam,
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
+    "auto_vasso": lambda optimizer, rho=0.1: ov.auto_vasso(optimizer, rho),
+    "auto_lagged_vasso": lambda optimizer, rho=0.1: ov.auto_lagged_vasso(
+        optimizer, rho
+    ),
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
     "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 1e-3, rho),
@@ -152,6 +156,10 @@ ASCENTS = {
     "vasso": lambda rho: optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(rho)),
     "friendly": lambda rho: optax.chain(
         ov.friendly_noise(1.0, 0.6), ov.sam_perturb(rho)
+    ),
+    "projected": lambda rho: ov.projected_perturb(rho, ov.self_tuned_ema()),
+    "projected_friendly": lambda rho: ov.projected_perturb(
+        rho, ov.friendly_noise(1.0, 0.6)
     ),
     "per_layer": lambda rho: ov.per_layer(
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(rho))

@@ -23,7 +23,10 @@ SYMBOLS = {
     "theta": "θ",
     "lmbda": "λ",
     "alpha": "α",
+    "sigma": "σ",
+    "eta": "η",
     "probability": "p",
+    "k": "k",
 }
 # Hyperparameters of one training: Python numbers or traced scalars.
 Hyperparameters = dict[str, Any]
@@ -163,6 +166,17 @@ METHODS = {
         1,
         {"rho": RHO, "theta": THETA},
         lambda b, h, s: ov.lagged_vasso(b, h["rho"], h["theta"]),
+    ),
+    "auto_vasso": Method(
+        "automatic VaSSO", "#D55E00", "d", 2, {}, lambda b, h, s: ov.auto_vasso(b)
+    ),
+    "auto_lagged_vasso": Method(
+        "automatic lagged VaSSO",
+        "#8B0000",
+        "p",
+        1,
+        {},
+        lambda b, h, s: ov.auto_lagged_vasso(b),
     ),
     "momentum_sam": Method(
         "Momentum-SAM",

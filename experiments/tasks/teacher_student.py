@@ -22,7 +22,7 @@ from experiments.tasks import Task
 
 FEATURES, HIDDEN, CLASSES = 32, 64, 8
 EXAMPLES = 2200
-SHARPNESS = 3.0  # of the teacher's probabilities: what its logits are multiplied by
+SPREAD = 3.0  # standard deviation of each of the teacher's logits over the inputs
 TILT = 1.0  # norm of the noise that "tilt" adds to the gradients
 
 
@@ -69,11 +69,15 @@ def teacher_inputs(count: int) -> np.ndarray:
 
 
 def teacher() -> Any:
-    """The parameters of the teacher."""
-    hidden_1, hidden_2, last = mlp(FEATURES, HIDDEN, HIDDEN, CLASSES).init(
-        np.random.default_rng(2023)
+    """The parameters of the teacher, whose classes are about equally frequent."""
+    network = mlp(FEATURES, HIDDEN, HIDDEN, CLASSES)
+    *hidden, last = network.init(np.random.default_rng(2023))
+    logits = np.asarray(
+        network.logits([*hidden, last], jnp.asarray(teacher_inputs(EXAMPLES)))
     )
-    return [hidden_1, hidden_2, jax.tree.map(lambda leaf: SHARPNESS * leaf, last)]
+    scale = SPREAD / logits.std(0)
+    kernel, bias = scale * last["kernel"], scale * (last["bias"] - logits.mean(0))
+    return [*hidden, {"kernel": kernel, "bias": bias}]
 
 
 def fisher_information(params: Any, inputs: jax.Array) -> tuple[float, float]:

@@ -1,11 +1,13 @@
-"""Pictures of what :mod:`optax_vasso.sharpness` measures.
+"""Plots of what :mod:`optax_vasso.sharpness` measures.
 
 Each function draws into ``ax`` or makes a figure as wide as a column of text, and
 returns the Axes. Call one again with the same ``ax`` and another ``label`` to compare:
-colours, which stay apart for the colour-blind, and line styles follow by themselves, in
-the order SGD, SAM, VaSSO, lagged VaSSO; ``color`` names another. Matplotlib's settings
-are left as they are, and it is imported when the first picture is drawn.
+colours, which colour-blind readers can tell apart, and line styles then advance in the
+order SGD, SAM, VaSSO, lagged VaSSO; ``color`` names another. Matplotlib's settings are
+left as they are, and it is imported when the first picture is drawn.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -321,13 +323,15 @@ def _axes(ax: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
     except ImportError:
         raise ImportError(
-            "Pictures need matplotlib: pip install 'optax-vasso[plot]'"
+            "Plots need Matplotlib: run pip install '.[plot]' in a clone of "
+            "optax_vasso."
         ) from None
+    # Outside of the context: a notebook's backend changes settings when it is loaded.
+    figure = plt.figure(
+        figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
+    )
     with plt.rc_context(_STYLE):
-        _, ax = plt.subplots(
-            figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
-        )
-    return ax
+        return figure.add_subplot()
 
 
 def _drawn(ax: Axes) -> int:

@@ -170,5 +170,5 @@ def test_the_module_is_imported_without_matplotlib(monkeypatch):
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'optax-vasso\[plot\]'$"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plot\]' in a clone"):
         plot.line(LINE)
