@@ -6,6 +6,7 @@ again, so the run may be stopped and resumed at any time.
 """
 
 import statistics
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,14 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     columns = min(3, len(found))
     figure, axes = figures.panels(-(-len(found) // columns), columns, width=5)
     for ax, task in zip(axes.flat, found.values(), strict=False):
-        figures.ranking(ax, task["gradients"], task["epochs"])
-        ax.set_title(task["task"], fontsize=9)
+        # At one gradient per step both budgets are one.
+        longer = {
+            name: row
+            for name, row in task["epochs"].items()
+            if row["last"] != task["gradients"][name]["last"]
+        }
+        figures.ranking(ax, task["gradients"], longer)
+        ax.set_title(textwrap.fill(task["task"], 40), fontsize=9)
     for ax in axes.flat[len(found) :]:
         ax.set_visible(False)
     figure.suptitle(

@@ -19,7 +19,6 @@ from experiments.harness import command_line
 
 # Title -> task, examples per step.
 PANELS = {
-    "25 % random labels": ("digits-25", 50),
     "75 % random labels": ("digits-75", 50),
     "75 % random labels, batch 200": ("digits-75", 200),
     "text, 50 % random labels": ("text-50", 50),

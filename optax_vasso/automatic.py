@@ -15,7 +15,6 @@ from optax_vasso.smoothing import (
     newest_weight,
     zeros_like,
 )
-from optax_vasso.unbuffered import check_carries_average, recovered_average
 from optax_vasso.validation import (
     Hyperparameter,
     check_accumulator_dtype,
@@ -37,8 +36,8 @@ class SelfTunedEmaState(NamedTuple):
     Attributes:
       step: gradients taken in, an int32 scalar.
       ema: the smoothed slope d, like the parameters; zero before the first gradient.
-      innovation: e_t = g_t − d_{t−1} of the last step, likewise; zero before the second
-        gradient.
+      innovation: e_t/‖e_t‖ of the last step, e_t = g_t − d_{t−1}, likewise; zero before
+        the second gradient.
       gain: θ as the innovations have left it, a float32 (under x64 float64) scalar.
       metrics: ``theta``, the weight that the last gradient got, likewise.
     """
@@ -121,7 +120,7 @@ def self_tuned_ema(
       Mehra, On the Identification of Variances and Adaptive Kalman Filtering, IEEE
       Transactions on Automatic Control 15, 1970, has the test of the innovations.
     """
-    _check_adaptation(start, floor, speed)
+    check_adaptation(start, floor, speed)
     check_accumulator_dtype(accumulator_dtype)
 
     def init_fn(params: PyTree) -> SelfTunedEmaState:
@@ -130,8 +129,8 @@ def self_tuned_ema(
             step=jnp.zeros((), jnp.int32),
             ema=zeros_like(params, accumulator_dtype),
             innovation=zeros_like(params, accumulator_dtype),
-            gain=_scalar(start),
-            metrics={"theta": _scalar(0.0)},
+            gain=scalar(start),
+            metrics={"theta": scalar(0.0)},
         )
 
     def update_fn(
@@ -140,10 +139,10 @@ def self_tuned_ema(
         del params
         check_state(state, SelfTunedEmaState, "self_tuned_ema")
         check_structure(updates, state.ema, "self_tuned_ema")
-        innovation = _innovation(updates, state.ema)
-        gain = _adapted(
+        innovation = innovation_of(updates, state.ema)
+        gain = adapted(
             state.gain,
-            numerics.cosine(innovation, state.innovation),
+            numerics.dot(innovation, state.innovation),
             value_at(floor, state.step),
             value_at(speed, state.step),
         )
@@ -153,7 +152,7 @@ def self_tuned_ema(
         return cast_to_updates(average, updates), SelfTunedEmaState(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
-            innovation=_kept(innovation, state.innovation, is_first),
+            innovation=kept(innovation, state.innovation, is_first),
             gain=gain,
             metrics={"theta": theta},
         )
@@ -211,7 +210,7 @@ def projected_perturb(
       [0.1 0. ] 0.1
       [0.072 0.072] 0.101
     """
-    _check_projection(r, most, weight)
+    check_projection(r, most, weight)
     check_transformation("smoothing", smoothing)
     smoothing = optax.with_extra_args_support(smoothing)
 
@@ -219,9 +218,9 @@ def projected_perturb(
         check_params(params)
         return ProjectedState(
             step=jnp.zeros((), jnp.int32),
-            cosine=_scalar(1.0),
+            cosine=scalar(1.0),
             smoothing_state=smoothing.init(params),
-            metrics={"rho": _scalar(0.0)},
+            metrics={"rho": scalar(0.0)},
         )
 
     def update_fn(
@@ -233,8 +232,8 @@ def projected_perturb(
         )
         unit = numerics.normalize(direction)
         cosine = numerics.dot(unit, numerics.normalize(updates))
-        average = _followed(state.cosine, cosine, weight)
-        rho = _radius(value_at(r, state.step), average, most)
+        average = followed_cosine(state.cosine, cosine, weight)
+        rho = projected_radius(value_at(r, state.step), average, most)
         return numerics.map_updates(
             lambda g, u: (rho.astype(jnp.abs(u).dtype) * u).astype(g.dtype),
             updates,
@@ -249,138 +248,51 @@ def projected_perturb(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class UnbufferedAutomaticState(NamedTuple):
-    """State of :func:`unbuffered_automatic`: scalars but for one buffer.
-
-    Attributes:
-      step: gradients taken in.
-      innovation: as in :class:`SelfTunedEmaState`.
-      norm: ‖d‖₂ of the smoothed slope; zero where the average is to start at the next
-        gradient.
-      gain: as in :class:`SelfTunedEmaState`.
-      cosine: as in :class:`ProjectedState`.
-      radius: ρ of the last perturbation.
-      metrics: ``theta`` and ``rho``.
-    """
-
-    step: jax.Array
-    innovation: PyTree
-    norm: jax.Array
-    gain: jax.Array
-    cosine: jax.Array
-    radius: jax.Array
-    metrics: dict[str, jax.Array]
-
-
-def unbuffered_automatic(
-    r: Hyperparameter,
-    *,
-    start: float = 0.1,
-    floor: float = 0.02,
-    speed: float = 0.1,
-    most: float = 6.0,
-    weight: float = 0.05,
-) -> optax.GradientTransformationExtraArgs:
-    """``projected_perturb(r, self_tuned_ema())`` without a buffer for the average.
-
-    For :func:`optax_vasso.lagged`, whose last perturbation carries the average, as in
-    :func:`optax_vasso.unbuffered.unbuffered_vasso`.
-    """
-    _check_adaptation(start, floor, speed)
-    _check_projection(r, most, weight)
-
-    def init_fn(params: PyTree) -> UnbufferedAutomaticState:
-        check_params(params)
-        check_carries_average(params)
-        return UnbufferedAutomaticState(
-            step=jnp.zeros((), jnp.int32),
-            innovation=zeros_like(params, None),
-            norm=_scalar(0.0),
-            gain=_scalar(start),
-            cosine=_scalar(1.0),
-            radius=_scalar(0.0),
-            metrics={"theta": _scalar(0.0), "rho": _scalar(0.0)},
-        )
-
-    def update_fn(
-        updates: PyTree,
-        state: UnbufferedAutomaticState,
-        params: PyTree = None,
-        *,
-        perturbation: PyTree,
-        **extra_args: Any,
-    ) -> tuple[PyTree, UnbufferedAutomaticState]:
-        del params, extra_args
-        check_state(state, UnbufferedAutomaticState, "auto_lagged_vasso")
-        before = recovered_average(updates, perturbation, state.norm, state.radius)
-        innovation = _innovation(updates, before)
-        change = numerics.cosine(innovation, state.innovation)
-        gain = _adapted(state.gain, change, floor, speed)
-        starts = state.norm == 0
-        theta = newest_weight(starts, gain)
-        average = moving_average(theta, updates, before)
-        unit, norm = numerics.normalize_with_norm(average, 1.0)
-        cosine = numerics.dot(unit, numerics.normalize(updates))
-        followed = _followed(state.cosine, cosine, weight)
-        rho = _radius(value_at(r, state.step), followed, most)
-        return numerics.map_updates(
-            lambda u: rho.astype(jnp.abs(u).dtype) * u, unit
-        ), UnbufferedAutomaticState(
-            step=optax.safe_increment(state.step),
-            innovation=_kept(innovation, state.innovation, starts),
-            norm=jnp.where(rho == 0, 0, norm).astype(state.norm.dtype),
-            gain=gain,
-            cosine=followed,
-            radius=rho,
-            metrics={"theta": theta, "rho": rho},
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _innovation(updates: PyTree, average: PyTree) -> PyTree:
-    """What the average did not foresee, in float32 or wider."""
+def innovation_of(updates: PyTree, average: PyTree) -> PyTree:
+    """The direction of what the average did not foresee, in float32 or wider."""
     dtype = numerics.accumulation_dtype(updates, average)
-    return numerics.map_updates(
-        lambda g, d: numerics.widen(g, dtype) - numerics.widen(d, dtype),
-        updates,
-        average,
+    return numerics.normalize(
+        numerics.map_updates(
+            lambda g, d: numerics.widen(g, dtype) - numerics.widen(d, dtype),
+            updates,
+            average,
+        )
     )
 
 
-def _kept(innovation: PyTree, last: PyTree, starts: jax.Array) -> PyTree:
+def kept(innovation: PyTree, last: PyTree, starts: jax.Array) -> PyTree:
     """What is remembered of an innovation: nothing of that of an average's start."""
     return numerics.fill_none(
         jax.tree.map(lambda e: jnp.where(starts, 0, e), innovation), last
     )
 
 
-def _adapted(theta: jax.Array, cosine: jax.Array, floor: Any, speed: Any) -> jax.Array:
+def adapted(theta: jax.Array, cosine: jax.Array, floor: Any, speed: Any) -> jax.Array:
     """The logistic function of logit θ + speed · cosine, in [floor, 1 − floor]."""
     speed, cosine, floor = (jnp.asarray(x, theta.dtype) for x in (speed, cosine, floor))
     odds = theta * jnp.exp(speed * cosine)
     return jnp.clip(odds / (1 - theta + odds), floor, 1 - floor)
 
 
-def _followed(average: jax.Array, cosine: jax.Array, weight: Any) -> jax.Array:
+def followed_cosine(average: jax.Array, cosine: jax.Array, weight: Any) -> jax.Array:
     """The moving average of the cosine."""
     weight, cosine = (jnp.asarray(x, average.dtype) for x in (weight, cosine))
     return average + weight * (cosine - average)
 
 
-def _radius(r: Any, cosine: jax.Array, most: Any) -> jax.Array:
+def projected_radius(r: Any, cosine: jax.Array, most: Any) -> jax.Array:
     """r/cosine, in [r, most · r]."""
     r, most = (jnp.asarray(x, cosine.dtype) for x in (r, most))
     return r / jnp.clip(cosine, 1 / most, 1.0)
 
 
-def _scalar(value: Hyperparameter) -> jax.Array:
+def scalar(value: Hyperparameter) -> jax.Array:
     """A number as a part of a state; each call gives a buffer of its own."""
     dtype = jax.dtypes.canonicalize_dtype(float)
     return jnp.array(value_at(value, jnp.zeros((), jnp.int32)), dtype)
 
 
-def _check_adaptation(
+def check_adaptation(
     start: Hyperparameter, floor: Hyperparameter, speed: Hyperparameter
 ) -> None:
     check_hyperparameter("start", start, "in (0, 1)", lambda v: 0 < v < 1)
@@ -388,7 +300,7 @@ def _check_adaptation(
     check_not_negative("speed", speed)
 
 
-def _check_projection(r: Hyperparameter, most: Any, weight: Any) -> None:
+def check_projection(r: Hyperparameter, most: Any, weight: Any) -> None:
     check_not_negative("r", r)
     check_hyperparameter("most", most, "a number >= 1", lambda v: 1 <= v < float("inf"))
     check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)

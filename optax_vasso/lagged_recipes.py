@@ -17,11 +17,10 @@ from optax_vasso.ascent import Mask, masked_ascent, sam_perturb
 from optax_vasso.automatic import (
     projected_perturb,
     self_tuned_ema,
-    unbuffered_automatic,
 )
 from optax_vasso.one_gradient import lagged
 from optax_vasso.smoothing import vasso_ema
-from optax_vasso.unbuffered import unbuffered_vasso
+from optax_vasso.unbuffered import unbuffered_automatic, unbuffered_vasso
 from optax_vasso.validation import Hyperparameter, check_hyperparameter
 
 

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.smoothing import newest_weight
+from optax_vasso.automatic import (
+    adapted,
+    check_adaptation,
+    check_projection,
+    followed_cosine,
+    innovation_of,
+    kept,
+    projected_radius,
+    scalar,
+)
+from optax_vasso.smoothing import moving_average, newest_weight, zeros_like
 from optax_vasso.validation import (
     Hyperparameter,
     check_not_negative,
@@ -95,6 +105,95 @@ def unbuffered_vasso(
             radius=radius.astype(state.radius.dtype),
         )
         return new, new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class UnbufferedAutomaticState(NamedTuple):
+    """State of :func:`unbuffered_automatic`: scalars but for one buffer.
+
+    Attributes:
+      step: gradients taken in.
+      innovation: as in :class:`optax_vasso.automatic.SelfTunedEmaState`.
+      norm: ‖d‖₂ of the smoothed slope; zero where the average is to start at the next
+        gradient.
+      gain: as in :class:`optax_vasso.automatic.SelfTunedEmaState`.
+      cosine: as in :class:`optax_vasso.automatic.ProjectedState`.
+      radius: ρ of the last perturbation.
+      metrics: ``theta`` and ``rho``.
+    """
+
+    step: jax.Array
+    innovation: PyTree
+    norm: jax.Array
+    gain: jax.Array
+    cosine: jax.Array
+    radius: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+def unbuffered_automatic(
+    r: Hyperparameter,
+    *,
+    start: float = 0.1,
+    floor: float = 0.02,
+    speed: float = 0.1,
+    most: float = 6.0,
+    weight: float = 0.05,
+) -> optax.GradientTransformationExtraArgs:
+    """``projected_perturb(r, self_tuned_ema())`` without a buffer for the average.
+
+    For :func:`optax_vasso.lagged`, whose last perturbation carries the average, as in
+    :func:`unbuffered_vasso`.
+    """
+    check_adaptation(start, floor, speed)
+    check_projection(r, most, weight)
+
+    def init_fn(params: PyTree) -> UnbufferedAutomaticState:
+        check_params(params)
+        check_carries_average(params)
+        return UnbufferedAutomaticState(
+            step=jnp.zeros((), jnp.int32),
+            innovation=zeros_like(params, None),
+            norm=scalar(0.0),
+            gain=scalar(start),
+            cosine=scalar(1.0),
+            radius=scalar(0.0),
+            metrics={"theta": scalar(0.0), "rho": scalar(0.0)},
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: UnbufferedAutomaticState,
+        params: PyTree = None,
+        *,
+        perturbation: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnbufferedAutomaticState]:
+        del params, extra_args
+        check_state(state, UnbufferedAutomaticState, "auto_lagged_vasso")
+        before = recovered_average(updates, perturbation, state.norm, state.radius)
+        innovation = innovation_of(updates, before)
+        cosine = numerics.dot(innovation, state.innovation)
+        gain = adapted(state.gain, cosine, floor, speed)
+        starts = state.norm == 0
+        theta = newest_weight(starts, gain)
+        average = moving_average(theta, updates, before)
+        unit, norm = numerics.normalize_with_norm(average, 1.0)
+        cosine = numerics.dot(unit, numerics.normalize(updates))
+        followed = followed_cosine(state.cosine, cosine, weight)
+        rho = projected_radius(value_at(r, state.step), followed, most)
+        return numerics.map_updates(
+            lambda u: rho.astype(jnp.abs(u).dtype) * u, unit
+        ), UnbufferedAutomaticState(
+            step=optax.safe_increment(state.step),
+            innovation=kept(innovation, state.innovation, starts),
+            norm=jnp.where(rho == 0, 0, norm).astype(state.norm.dtype),
+            gain=gain,
+            cosine=followed,
+            radius=rho,
+            metrics={"theta": theta, "rho": rho},
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

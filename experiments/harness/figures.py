@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.harness.methods import METHODS, Method
+from optax_vasso import sharpness
+from optax_vasso.sharpness import plot
 
 # For what is not a method (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -224,3 +226,22 @@ def over_radius(
     ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
     ax.minorticks_off()
     ax.set_xlabel("radius ρ")
+
+
+def planes(
+    axes: Any, rises: dict[str, np.ndarray], label: str, levels: list[float]
+) -> None:
+    """Squares from −1 to 1 around solutions, by their titles, with one colour bar."""
+    for ax in axes[len(rises) :]:
+        ax.set_visible(False)
+    for ax, (title, losses) in zip(axes, rises.items(), strict=False):
+        steps = np.linspace(-1, 1, len(losses))
+        last = title == list(rises)[-1]
+        plot.plane(
+            sharpness.Plane(steps, steps, losses),
+            ax=ax,
+            levels=levels,
+            label=label if last else None,
+        )
+        ax.set_title(title)
+        ax.grid(visible=False)

@@ -1,5 +1,8 @@
 """What flatness measures is what it says, and its SAM is SAM."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +99,17 @@ def test_the_loss_rises_by_nothing_at_the_centre_of_the_plane(wine, params):
     assert plane[centre, centre] == 0
     assert np.ptp(plane) > 0
     assert len(found["spectrum"][0]) == len(found["spectrum"][1])
+
+
+def test_tables_and_figure_are_made_of_the_file(tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    content = json.loads((results / "flatness.json").read_text())
+    for measures in (flatness.MEASURES, flatness.ADVERSARY):
+        header, lines = flatness.cells(content["methods"], measures)
+        assert len(lines) == len(measures)
+        assert {len(line) for line in lines} == {len(header)}
+    flatness.draw(tmp_path / "flatness.png", content)
+    assert (tmp_path / "flatness.png").stat().st_size > 50_000
 
 
 def test_sam_bounces_with_its_closed_form_and_the_file_says_so(tmp_path):
