@@ -122,17 +122,19 @@ def main(arguments: list[str] | None = None) -> None:
         help="of the parameters, several numbers with commas between",
     )
     options = measuring.parse(parser, arguments)
-    size, width, rounds = SIZE, 2048, options.rounds
+    size, width, rounds = SIZE, 1024, options.rounds
     if options.smoke:
         size, width, rounds, options.leaves = 40_000, 64, 2, [4, 10]
+    few = min(rounds, 5)
     rows: dict[str, measuring.Measures] = {
         "device": {
-            "GB_per_s": bandwidth(size, rounds),
-            "GB_per_s, 16 times the size": bandwidth(16 * size, rounds),
-            "GFLOP_per_s, float32": matrix_throughput(width, jnp.float32, rounds),
-            "GFLOP_per_s, bfloat16": matrix_throughput(width, jnp.bfloat16, rounds),
+            "GB_per_s": bandwidth(size, few),
+            "GB_per_s, 16 times the size": bandwidth(16 * size, few),
+            "GFLOP_per_s, float32": matrix_throughput(width, jnp.float32, few),
+            "GFLOP_per_s, bfloat16": matrix_throughput(width, jnp.bfloat16, few),
         }
     }
+    measuring.show(rows)
     for leaves in options.leaves:
         for name, (least, share, counted) in shares(size, leaves, rounds).items():
             rows[f"{name}, {leaves} leaves"] = {

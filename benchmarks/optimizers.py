@@ -16,6 +16,8 @@ RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "VaSSO": lambda base: ov.vasso(base, RHO, THETA),
     "eVASSO, p = 0.3": lambda base: ov.evasso(base, RHO, THETA, probability=0.3),
     "lagged VaSSO": lambda base: ov.lagged_vasso(base, RHO, THETA),
+    "single-step SAM": lambda base: ov.single_step_sam(base, RHO),
+    "Momentum-SAM": lambda base: ov.momentum_sam(base, RHO),
     "Friendly SAM": lambda base: ov.friendly_sam(base, RHO),
     "ASAM": lambda base: ov.asam(base, RHO),
     "Fisher SAM": lambda base: ov.fisher_sam(base, RHO),

@@ -44,7 +44,7 @@ def load(name: str) -> dict[str, Any]:
 def cell(value: Any, form: str = "{:.3g}", spread: bool = True) -> str:
     """A number, with its quartiles where it has them."""
     if value is None:
-        return "not measured"
+        return ""
     if isinstance(value, list):
         low, median, high = (form.format(part) for part in value)
         return f"{median} ({low} to {high})" if spread else median
@@ -124,7 +124,8 @@ def limits() -> str:
         f"{key.replace('_per_', '/')}: {cell(value)}"
         for key, value in found["device"].items()
     )
-    return table(["", *counts], rows) + f"\n\nThe device: {device}."
+    picture = "![Share of the bandwidth limit over leaves](../results/limits.png)"
+    return table(["", *counts], rows) + f"\n\nThe device: {device}.\n\n{picture}"
 
 
 def peers(prefix: str) -> str:
@@ -143,7 +144,9 @@ def peers(prefix: str) -> str:
 def digits() -> str:
     """The digits experiment against eager PyTorch."""
     row = load("peers")["rows"]["digits, 60 epochs of VaSSO"]
-    return table(["", ""], [[key, cell(value)] for key, value in row.items()])
+    picture = "![Time of a step over ours](../results/peers.png)"
+    rows = [[key, cell(value)] for key, value in row.items()]
+    return table(["", ""], rows) + f"\n\n{picture}"
 
 
 def exponents() -> str:
@@ -155,7 +158,9 @@ def exponents() -> str:
         "temporary_bytes": ("temporary memory", "{:.2f}"),
         "peak_bytes": ("peak memory", "{:.2f}"),
     }
-    return measured(load("scaling")["rows"], columns, "exponent over ")
+    picture = "![Time and compilation over three axes](../results/scaling.png)"
+    fitted = measured(load("scaling")["rows"], columns, "exponent over ")
+    return f"{fitted}\n\n{picture}"
 
 
 def compilation() -> str:

@@ -50,7 +50,6 @@ def in_jax(problem: Any, make: Callable[..., Any]) -> tuple[Running, float]:
     optimizer = make(optax.sgd(RATE, momentum=MOMENTUM))
     params = measuring.copied(problem.params)
     state = measuring.copied(optimizer.init(params))
-    jax.clear_caches()
     start = time.perf_counter()
     step = jax.jit(make_step(optimizer, problem.loss_fn), donate_argnums=(0, 1))
     running = Running(step, params, state, problem.batch)
@@ -192,37 +191,40 @@ def main(arguments: list[str] | None = None) -> None:
     options = measuring.parse(parser, arguments)
     smoke, rounds = options.smoke, options.rounds
     if options.digits:
-        found = digits(3 if smoke else 60, 1 if smoke else 5, 4 if smoke else 32)
+        found = digits(3 if smoke else 60, 1 if smoke else 3, 4 if smoke else 32)
         print(json.dumps(found))
         return
-    problems = [
-        (networks.perceptron(), 50),
-        (networks.transformer(128, 16, 64), 2),
-        (networks.transformer(256, 2, 32), 3),
-        (networks.resnet(), 1),
-    ]
-    if smoke:
-        problems = [(networks.perceptron(4, 8), 1), (networks.transformer(8, 2, 4), 1)]
-        rounds = 1
     import torch
 
     rows: dict[str, measuring.Measures] = {}
-    for problem, steps in problems:
-        found = measure(problem, rounds, steps)
-        print(f"\n{problem.name}: {measuring.tree_size(problem.params):,} parameters")
+
+    def add(found: dict[str, measuring.Measures]) -> None:
+        """What there is is written after each part: the whole takes many minutes."""
+        rows.update(found)
         measuring.show(found)
-        rows |= {f"{problem.name}: {name}": row for name, row in found.items()}
+        measuring.save(options, "peers", rows, rounds=rounds, torch=torch.__version__)
+
     command = [sys.executable, "-m", "benchmarks.peers", "--digits"]
     output = subprocess.run(
-        command + ["--smoke"] * smoke,
+        [*command, *["--smoke"] * smoke],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ,
     ).stdout
-    rows["digits, 60 epochs of VaSSO"] = json.loads(output.splitlines()[-1])
-    measuring.show({name: row for name, row in rows.items() if "digits" in name})
-    measuring.save(options, "peers", rows, rounds=rounds, torch=torch.__version__)
+    add({"digits, 60 epochs of VaSSO": json.loads(output.splitlines()[-1])})
+    problems = [
+        (networks.perceptron(), 50),
+        (networks.transformer(256, 2, 32), 3),
+        (networks.transformer(128, 16, 64), 1),
+        (networks.resnet(), 1),
+    ]
+    if smoke:
+        problems = [(networks.perceptron(4, 8), 1), (networks.transformer(8, 2, 4), 1)]
+        rounds = 1
+    for problem, steps in problems:
+        found = measure(problem, rounds, steps)
+        add({f"{problem.name}: {name}": row for name, row in found.items()})
 
 
 if __name__ == "__main__":

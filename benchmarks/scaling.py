@@ -191,7 +191,7 @@ def on_forced_devices(smoke: bool) -> list[Point]:
         text=True,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
     ).stdout
-    return json.loads(output.splitlines()[-1])
+    return [tuple(point) for point in json.loads(output.splitlines()[-1])]
 
 
 def exponents(points: list[Point]) -> dict[str, measuring.Measures]:

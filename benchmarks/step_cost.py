@@ -136,9 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{problem.name}: {measuring.tree_size(problem.params):,} parameters")
         measuring.show(found)
         rows |= {f"{problem.name}: {name}": row for name, row in found.items()}
-    measuring.save(
-        options, "step_cost", rows, rounds=options.rounds, steps=options.steps
-    )
+        measuring.save(
+            options, "step_cost", rows, rounds=options.rounds, steps=options.steps
+        )
 
 
 if __name__ == "__main__":

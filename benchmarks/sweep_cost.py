@@ -1,84 +1,67 @@
-"""A sweep as one program against the same trainings one by one, in one run.
+"""Trainings as the rows of one program against the same trainings one by one.
 
-The sweep is that of ``examples/sweep.py`` on the papers' grid of ρ × θ with 8 seeds.
-One by one, a training is a Python loop over a step that was compiled once, with ρ and θ
-traced, for all trainings: the best that a loop over minibatches does. A few trainings
-are timed, before and after the sweep, and stand for all: they differ in numbers alone.
+    python -m benchmarks.sweep_cost
+
+The trainings are VaSSO on digits with 75 % random labels, at a grid of ρ × θ with 8
+seeds. One by one, a training is a Python loop over a step that was compiled once, with
+ρ and θ traced, for all trainings: the best that a loop over minibatches does. A few are
+timed, before and after the rows, and stand for all: they differ in numbers alone.
 """
 
 import functools
-import sys
+import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import digits
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-from command_line import (
-    Parser,
-    environment,
-    positive_integer,
-    progress_bar,
-    results_folder,
-    run,
-    write_json,
-)
-from rows import one_device_per_core
-from sweep import RADII, grid, make_optimizer
 
-THETAS = (0.2, 0.4, 0.6, 0.9)
-NOISE = 0.75
+import optax_vasso as ov
+from experiments import tasks
+from experiments.harness import command_line, files, progress, rows, training
+from experiments.harness.methods import METHODS, base
+from experiments.harness.networks import cross_entropy
+from experiments.tasks import Task
+
+RADII, THETAS = (0.05, 0.1, 0.2, 0.5), (0.2, 0.4, 0.6, 0.9)
+SETTING = {"learning_rate": 0.05, "weight_decay": 0.005}
+VASSO = METHODS["vasso"]
 
 
-def one_by_one(epochs: int) -> Callable[[float, float, int], float]:
-    """(ρ, θ, seed) -> test accuracy, by a step that is compiled once."""
-    split = digits.test_split()
-    steps_an_epoch = digits.TRAINING_IMAGES // digits.BATCH
-    schedule = optax.cosine_decay_schedule(
-        digits.LEARNING_RATE, epochs * steps_an_epoch
-    )
-    base = optax.chain(
-        optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9)
-    )
+def one_by_one(task: Task) -> Callable[[dict[str, float], int], float]:
+    """(hyperparameters, seed) -> accuracy, by a step that is compiled once."""
+    inputs, steps = jnp.asarray(task.inputs), task.epochs * task.steps_per_epoch
 
-    def optimizer(rho: Any, theta: Any) -> optax.GradientTransformation:
-        return make_optimizer(base, {"rho": rho, "theta": theta}, 0)
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: Any, indices: Any, labels: Any, chosen: Any) -> Any:
+        def loss(params: Any, indices: Any) -> Any:
+            logits = task.network.logits(params, inputs[indices])
+            return cross_entropy(logits, labels[indices])
+
+        optimizer = VASSO.make(base(chosen, steps), chosen, 0)
+        return ov.make_train_step(loss, optimizer)(state, indices)[0]
 
     @jax.jit
-    def start(rho: Any, theta: Any, seed: Any) -> Any:
-        params = digits.init_mlp(jax.random.PRNGKey(seed))
-        labels = digits.training_labels(split.labels, NOISE, seed)
-        return params, optimizer(rho, theta).init(params), labels
+    def start(params: Any, chosen: Any) -> Any:
+        optimizer = VASSO.make(base(chosen, steps), chosen, 0)
+        return ov.init_train_state(params, optimizer)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: Any, opt_state: Any, batch: Any, labels: Any, rho: Any, theta: Any
-    ) -> Any:
-        grad_fn = functools.partial(
-            jax.grad(digits.cross_entropy),
-            images=split.images[batch],
-            labels=labels[batch],
-        )
-        updates, opt_state = optimizer(rho, theta).update(
-            grad_fn(params), opt_state, params, grad_fn=grad_fn
-        )
-        return optax.apply_updates(params, updates), opt_state
+    @jax.jit
+    def predict(params: Any, indices: Any) -> Any:
+        return task.network.logits(params, inputs[indices]).argmax(-1)
 
-    evaluate = jax.jit(digits.accuracy)
-
-    def train(rho: float, theta: float, seed: int) -> float:
-        params, opt_state, labels = start(rho, theta, seed)
-        random = np.random.default_rng(seed)
-        for _ in range(epochs):
-            order = random.permutation(len(labels))
-            for batch in order.reshape(steps_an_epoch, digits.BATCH):
-                params, opt_state = step(params, opt_state, batch, labels, rho, theta)
-        return float(evaluate(params, split.evaluation_images, split.evaluation_labels))
+    def train(chosen: dict[str, float], seed: int) -> float:
+        split, random = tasks.split(task, seed), np.random.default_rng([seed, 1])
+        state = start(task.network.init(random), chosen)
+        labels = jnp.asarray(split.given_labels)
+        for _ in range(task.epochs):
+            order = random.permutation(split.training)
+            for indices in order.reshape(-1, task.batch):
+                state = step(state, indices, labels, chosen)
+        found = predict(state.params, split.validation)
+        return float(100 * np.mean(found == task.labels[split.validation]))
 
     return train
 
@@ -99,68 +82,67 @@ def timed(function: Callable[[], Any]) -> Timed:
     return Timed(seconds, (time.process_time() - processor_began) / seconds, result)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=positive_integer, default=8)
-    parser.add_argument("--epochs", type=positive_integer, default=digits.EPOCHS)
-    parser.add_argument(
-        "--alone", type=positive_integer, default=3, help="timed before and after"
+    parser = command_line.Parser(
+        prog="python -m benchmarks.sweep_cost", description=__doc__
     )
-    parser.add_argument("--results", type=results_folder, default="results")
-    options = parser.parse_args()
-    rows = grid(list(RADII), list(THETAS), options.seeds)
-    count = len(rows["seed"])
-    train = one_by_one(options.epochs)
-    sweep = digits.trainer(
-        make_optimizer, NOISE, epochs=options.epochs, evaluate_every=options.epochs
-    )
-    chosen = np.linspace(0, count - 1, 2 * options.alone).astype(int).reshape(2, -1)
+    count = command_line.positive_integer
+    parser.add_argument("--seeds", type=count, default=8, help="per point of the grid")
+    parser.add_argument("--alone", type=count, default=3, help="timed before and after")
+    parser.add_argument("--results", type=command_line.folder, default="results")
+    options = parser.parse_args(arguments)
+    rows.use_all_cores()
+    task = tasks.load("digits-75")
+    points = [
+        (SETTING | {"rho": rho, "theta": theta}, seed)
+        for theta, rho, seed in itertools.product(THETAS, RADII, range(options.seeds))
+    ]
+    train = one_by_one(task)
+    chosen = np.linspace(0, len(points) - 1, 2 * options.alone).astype(int)
 
-    def alone(i: int) -> Timed:
+    def alone(number: int) -> Timed:
+        return timed(lambda: train(*points[number]))
+
+    def together() -> Timed:
+        settings, seeds = zip(*points, strict=True)
         return timed(
-            lambda: train(*(rows[name][i].item() for name in ("rho", "theta", "seed")))
+            lambda: training.train(task, VASSO, settings, seeds, epochs=task.epochs)
         )
 
-    def whole() -> Timed:
-        settings = {name: rows[name] for name in ("rho", "theta")}
-        return timed(lambda: sweep(settings, rows["seed"], digits.test_split()))
-
-    with progress_bar() as bar:
-        task = bar.add_task("trainings and sweeps", total=chosen.size + 3)
+    with progress.over("sweep_cost", len(chosen) + 3) as bar:
 
         def done(call: Timed) -> Timed:
-            bar.advance(task)
+            bar.advance(1)
             return call
 
         first_alone = done(alone(0))
-        by_one = [done(alone(i)) for i in chosen[0]]
-        first_sweep = done(whole())
-        later_sweep = done(whole())
-        by_one += [done(alone(i)) for i in chosen[1]]
+        by_one = [done(alone(number)) for number in chosen[: options.alone]]
+        first = done(together())
+        later = done(together())
+        by_one += [done(alone(number)) for number in chosen[options.alone :]]
     each = float(np.mean([call.seconds for call in by_one]))
-    compiled_alone = first_alone.seconds - each
+    compiling = first_alone.seconds - each
     result = {
-        "environment": environment() | {"devices": jax.local_device_count()},
-        "trainings": count,
-        "epochs": options.epochs,
+        "environment": files.environment() | {"devices": jax.local_device_count()},
+        "trainings": len(points),
+        "epochs": task.epochs,
         "one_by_one_seconds_each": [round(call.seconds, 2) for call in by_one],
         "one_by_one_cores": float(np.mean([call.cores for call in by_one])),
-        "one_by_one_compilation_seconds": round(compiled_alone, 2),
-        "sweep_seconds": round(later_sweep.seconds, 2),
-        "sweep_cores": later_sweep.cores,
-        "sweep_seconds_with_compilation": round(first_sweep.seconds, 2),
-        "ratio": count * each / later_sweep.seconds,
-        "ratio_with_compilation": (count * each + compiled_alone) / first_sweep.seconds,
-        # Other random batches, so equal on average only.
+        "one_by_one_compilation_seconds": round(compiling, 2),
+        "sweep_seconds": round(later.seconds, 2),
+        "sweep_cores": later.cores,
+        "sweep_seconds_with_compilation": round(first.seconds, 2),
+        "ratio": len(points) * each / later.seconds,
+        "ratio_with_compilation": (len(points) * each + compiling) / first.seconds,
         "accuracy_one_by_one": [call.result for call in by_one],
-        "accuracy_sweep": later_sweep.result.accuracy[chosen.ravel(), -1].tolist(),
+        "accuracy_sweep": later.result.clean_validation[chosen, -1].tolist(),
     }
     for name, value in result.items():
         print(name, value)
-    write_json(options.results / "sweep_cost.json", result)
+    files.write_json(options.results / "sweep_cost.json", result)
+    return 0
 
 
 if __name__ == "__main__":
-    one_device_per_core()
-    run(main)
+    command_line.run(main)

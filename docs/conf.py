@@ -5,6 +5,7 @@ network, neither to build the pages nor to read them.
 """
 
 import html
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 import optax_vasso
 from optax_vasso import gate, sharpness, tracking
+from optax_vasso.sharpness import plot
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say more, shapes and dtypes
+autodoc_preserve_defaults = True  # gradient=whole_batch, and no address of a function
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -67,6 +70,7 @@ html_theme = "furo"
 html_title = "optax_vasso"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_js_files = ["tables.js"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 copybutton_prompt_text = r">>> |\.\.\. "
@@ -103,7 +107,7 @@ def mathml(node: nodes.Element) -> str:
 
 
 def linked_names() -> dict[str, str]:
-    """What a page may call a public name, and its whole name in the reference."""
+    """The names by which a page may call a public object, with its full name."""
 
     def public(module: ModuleType) -> list[str]:
         names = getattr(module, "__all__", vars(module))
@@ -122,6 +126,11 @@ def linked_names() -> dict[str, str]:
             names[f"{short}.{name}".lstrip(".")] = target
             if module is not gate:  # `every` and `always` are words as well
                 names[name] = target
+    for name, _ in inspect.getmembers(plot, inspect.isfunction):
+        for short in ("plot", "sharpness.plot"):  # `line` and `plane` are words as well
+            names[f"{short}.{name}"] = f"optax_vasso.sharpness.plot.{name}"
+    for short in ("checkpoints", "checkpoint.checkpoints"):
+        names[short] = "optax_vasso.checkpoint.checkpoints"
     return names
 
 

@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = harness.units.Plan(seeds=options.seeds)
     if options.smoke:
         plan, options.sizes = harness.units.SMOKE, [REFERENCE, 250]
+        options.methods = options.methods[:2]
     units = {
         (f"{size}", name): at_batch(options, size, name)
         for size in options.sizes
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     title = f"Digits, {options.noise} % random labels, {options.matched} matched"
     harness.tables.show(f"{title}, {plan.seeds} seeds", *cells(content))
+    harness.tables.show(f"{title}, {MEASURED} seeds", *sharpness_cells(content))
     for method, difference in content["largest_minus_smallest"].items():
         print(
             f"{method}, batch {options.sizes[-1]} − {options.sizes[0]}: "
@@ -177,17 +179,28 @@ def across(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: every batch size's comparison with what was measured."""
+    """Header and cells: every batch size's comparison, at equal gradients."""
     tables, lines, header = harness.tables, [], []
     for size, budgets in content["sizes"].items():
-        rows = budgets["gradients"]
-        header, begun = tables.cells(rows)
-        for name, line in zip(rows, begun, strict=True):
+        header, begun = tables.cells(budgets["gradients"])
+        for name, line in zip(budgets["gradients"], begun, strict=True):
             at_epochs = tables.mean_and_error(budgets["epochs"][name]["last"])
-            measured = rows[name]["sharpness"]
-            sharp = [tables.to_its_error(measured[key]) for key in MEASURES]
-            lines.append([size, *line, at_epochs, *sharp])
-    return ["batch", *header, "equal epochs (%)", *MEASURES.values()], lines
+            lines.append([size, *line, at_epochs])
+    return ["batch", *header, "equal epochs (%)"], lines
+
+
+def sharpness_cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: what was measured of the solutions at equal gradients."""
+    lines = [
+        [
+            size,
+            row["label"],
+            *(harness.tables.to_its_error(row["sharpness"][key]) for key in MEASURES),
+        ]
+        for size, budgets in content["sizes"].items()
+        for row in budgets["gradients"].values()
+    ]
+    return ["batch", "method", *MEASURES.values()], lines
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:

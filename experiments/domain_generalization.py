@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = {angle: load(angle) for angle in ANGLES}
     plan = harness.units.Plan(seeds=options.seeds)
     if options.smoke:
-        plan = harness.units.SMOKE
+        plan, options.methods = harness.units.SMOKE, options.methods[:2]
         tasks = {angle: tasks[angle]._replace(epochs=6) for angle in ANGLES[:2]}
     units = {
         (f"{angle}", name): (task, harness.methods.METHODS[name])

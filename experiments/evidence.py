@@ -6,6 +6,7 @@ again, so the run may be stopped and resumed at any time.
 """
 
 import statistics
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from experiments import harness, tasks
 from experiments.harness import command_line, files
 from experiments.harness.progress import duration
 
+PUBLISHED = Path(__file__).parents[1] / "results"
 # The simpler tasks leave out the methods that are least like the others.
 FEWER = (
     "sgd",
@@ -41,42 +43,11 @@ COMPILING = 5.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Do the units that are missing; print, write."""
-    parser = command_line.experiment_parser(
-        "evidence", __doc__, seeds=24, methods=command_line.METHOD_LABELS
-    )
-    parser.add_argument(
-        "--tasks",
-        type=command_line.some_of(tasks.TITLES),
-        default=",".join(tasks.TITLES),
-        help="'all', or some of these",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=command_line.positive_number,
-        default=1e6,
-        help="begin no unit after so long",
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="say what is finished, and do nothing"
-    )
-    options = command_line.parse(parser, arguments)
-    if options.smoke:
-        options.tasks, options.methods = ["wine-50"], options.methods[:2]
-    units = [
-        (task, method)
-        for task in options.tasks
-        for method in options.methods
-        if method in FEWER or task not in SIMPLER
-    ]
+    options = parsed(arguments)
+    units, plan = units_of(options), plan_of(options)
+    missing = missing_of(options)
     if not options.list:
         harness.rows.use_all_cores(options.runs / "compiled")
-    plan = harness.units.SMOKE if options.smoke else harness.units.Plan()
-    plan = plan._replace(seeds=options.seeds)
-    missing = [
-        (task, method)
-        for task, method in units
-        if not harness.units.saved(unit_folder(options, task), method, plan)
-    ]
     estimates = estimate(units, plan)
     pace = measured_pace(options, estimates)
     left = sum(estimates[unit] for unit in missing) * pace
@@ -102,6 +73,77 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         report(options, units, show={task for task, _ in done})
     return 0
+
+
+def parsed(arguments: list[str] | None) -> Any:
+    """The command line."""
+    parser = command_line.experiment_parser(
+        "evidence", __doc__, seeds=24, methods=command_line.METHOD_LABELS
+    )
+    parser.add_argument(
+        "--tasks",
+        type=command_line.some_of(tasks.TITLES),
+        default=",".join(tasks.TITLES),
+        help="'all', or some of these",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=command_line.positive_number,
+        default=1e6,
+        help="begin no unit after so long",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="say what is finished, and do nothing"
+    )
+    options = command_line.parse(parser, arguments)
+    if options.smoke:
+        options.tasks, options.methods = ["wine-50"], options.methods[:2]
+    return options
+
+
+def units_of(options: Any) -> list[tuple[str, str]]:
+    """Task and method of every unit."""
+    return [
+        (task, method)
+        for task in options.tasks
+        for method in options.methods
+        if method in FEWER or task not in SIMPLER
+    ]
+
+
+def missing_of(options: Any) -> list[tuple[str, str]]:
+    """The units that are not saved with as many seeds."""
+    return [
+        (task, method)
+        for task, method in units_of(options)
+        if not harness.units.saved(unit_folder(options, task), method, plan_of(options))
+    ]
+
+
+def plan_of(options: Any) -> Any:
+    """How much is trained per unit."""
+    plan = harness.units.SMOKE if options.smoke else harness.units.Plan()
+    return plan._replace(seeds=options.seeds)
+
+
+def seconds_left(options: Any) -> float:
+    """How long the units that are missing take."""
+    estimates = estimate(units_of(options), plan_of(options))
+    left = sum(estimates[unit] for unit in missing_of(options))
+    return left * measured_pace(options, estimates)
+
+
+def read(parser: command_line.Parser, options: Any) -> dict[str, Any]:
+    """The results: those of the runs if they are there, else the published ones.
+
+    A smoke run takes the published ones: its own evidence is too little to compare.
+    """
+    own, published = options.runs / "evidence.json", PUBLISHED / "evidence.json"
+    path = published if options.smoke or not own.exists() else own
+    found = files.read_json(path)
+    if found is None:
+        parser.error(f"no {path}: run python -m experiments.evidence first")
+    return found
 
 
 def unit_folder(options: Any, task: str) -> Path:
@@ -198,8 +240,14 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     columns = min(3, len(found))
     figure, axes = figures.panels(-(-len(found) // columns), columns, width=5)
     for ax, task in zip(axes.flat, found.values(), strict=False):
-        figures.ranking(ax, task["gradients"], task["epochs"])
-        ax.set_title(task["task"], fontsize=9)
+        # At one gradient per step both budgets are one.
+        longer = {
+            name: row
+            for name, row in task["epochs"].items()
+            if row["last"] != task["gradients"][name]["last"]
+        }
+        figures.ranking(ax, task["gradients"], longer)
+        ax.set_title(textwrap.fill(task["task"], 40), fontsize=9)
     for ax in axes.flat[len(found) :]:
         ax.set_visible(False)
     figure.suptitle(

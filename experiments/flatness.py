@@ -101,7 +101,9 @@ def watched(name: str) -> tuple[Any, dict[str, float]]:
     if name == "sgd":
         return harness.methods.METHODS[name], PICKED[name]
     vasso = harness.methods.METHODS["lagged_vasso" if "lagged" in name else "vasso"]
-    label = {"sam": "SAM", "smoothed": f"SAM's, θ = {SMOOTHING}"}.get(name, vasso.label)
+    label = {"sam": "SAM", "smoothed": f"VaSSO at SAM's ρ, θ = {SMOOTHING}"}.get(
+        name, vasso.label
+    )
     theta = {"sam": 1.0, "smoothed": SMOOTHING}.get(name)
     chosen = PICKED[name] if theta is None else PICKED["sam"] | {"theta": theta}
 
@@ -209,62 +211,73 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """The loss around the solutions; spectra, gaps, adversaries, and how it came."""
     import numpy as np
 
-    from optax_vasso import sharpness
-    from optax_vasso.sharpness import plot
-
     figures, found = harness.figures, content["methods"]
     solved = {name: row for name, row in found.items() if "solutions" in row}
     figure, axes = figures.panels(2, 4, width=3.4, height=3.1)
-    steps = np.linspace(-1, 1, harness.solutions.PLANE)
-    for ax, (name, row) in zip(axes[0], solved.items(), strict=False):
-        plot.plane(
-            sharpness.Plane(steps, steps, np.array(row["plane"])),
-            ax=ax,
-            levels=[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20],
-            label="rise of the loss (nats)" if name == list(solved)[-1] else None,
-        )
-        ax.set_title(row["label"])
-        ax.grid(visible=False)
-    for ax in axes[0, len(solved) :]:
-        ax.set_visible(False)
+    figures.planes(
+        axes[0],
+        {row["label"]: np.array(row["plane"]) for row in solved.values()},
+        "rise of the training loss (nats)",
+        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1],
+    )
     spectrum, gap, move, over = axes[1]
     for name, row in found.items():
         color = SMOOTHED_COLOR if name == "smoothed" else figures.style_of(name).color
         style = {"color": color, "label": row["label"]}
         if "moves" in row:
-            moves = row["moves"]
-            plot.adversary_stability(
-                moves["gradients"], moves["mean"], ax=move, **style
-            )
+            move.plot(row["moves"]["gradients"], row["moves"]["mean"], **style)
         if name not in solved:
             continue
-        spectrum.plot(*row["spectrum"], lw=1, **style)
-        plot.sharpness_against_gap(
+        grid, density = map(np.array, row["spectrum"])
+        above = np.cumsum((np.diff(grid) * (density[1:] + density[:-1]) / 2)[::-1])
+        spectrum.plot(grid[-2::-1], above, **style)
+        gap.plot(
             [solution["trace"] for solution in row["solutions"]],
             [solution["loss_gap"] for solution in row["solutions"]],
-            ax=gap,
-            xlabel="trace of the Hessian (nats per squared unit of x)",
-            ylabel="test minus training loss (nats)",
+            linestyle="none",
+            marker=figures.style_of(name).marker,
+            markerfacecolor="none",
             **style,
         )
         gradients, rises = row["over_training"].values()
-        logs = np.log(rises)
+        logs = np.log(1e3 * np.array(rises))
         over.plot(gradients, np.exp(logs.mean(1)), marker=".", **style)
         over.fill_between(
             gradients, *np.exp([logs.min(1), logs.max(1)]), color=color, alpha=0.2, lw=0
         )
-    spectrum.set_xscale("symlog", linthresh=0.5)
-    spectrum.set_yscale("log")
-    spectrum.set_xticks([-0.5, 0, 0.5, 2, 10, 50], minor=False)
-    spectrum.xaxis.set_major_formatter("{x:g}")
+    for ax, ticks in ((spectrum, (0.1, 0.2, 0.5, 1, 2, 5)), (over, None)):
+        ax.set_yscale("log")
+        if ticks:
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    spectrum.set(xlim=(0.1, 6), ylim=(1e-5, 1e-2))
     spectrum.set_xlabel("eigenvalue λ of the Hessian")
-    spectrum.set_ylabel("density of eigenvalues")
-    over.set_yscale("log")
-    over.set_ylabel(f"worst rise of the loss\nwithin ρ = {content['radius']} (nats)")
+    spectrum.set_ylabel("share of eigenvalues above λ")
+    gap.set_xlabel("trace of the Hessian")
+    gap.set_ylabel("test minus training loss (nats)")
+    move.axhline(2**0.5, color="0.6", linewidth=0.8, zorder=0)
+    move.text(
+        *(1, 2**0.5, "√2, unrelated directions"),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        transform=move.get_yaxis_transform(),
+    )
+    move.set_ylim(0, 1.7)
+    move.set_ylabel("move of the perturbation,\n‖ε$_t$ − ε$_{t−1}$‖/ρ")
+    over.set_yticks([10, 20, 50], ["10", "20", "50"])
+    over.set_ylabel(
+        f"worst rise of the loss\nwithin ρ = {content['radius']} (10⁻³ nats)"
+    )
+    for ax in axes[1]:
+        ax.minorticks_off()
     for ax in (move, over):
         ax.set_xlabel("gradients")
-    for ax in (spectrum, over):
-        ax.legend(frameon=False, fontsize=8)
+    lines = {line.get_label(): line for ax in (over, move) for line in ax.lines}
+    shown = {row["label"]: lines[row["label"]] for row in found.values()}
+    figure.legend(
+        shown.values(), shown, loc="outside lower center", ncols=5, frameon=False
+    )
     figures.save(figure, path)
 
 

@@ -5,6 +5,8 @@ with the perturbation is written once.
 """
 
 # When to ascend; what the adversary did; what training found.
+from __future__ import annotations
+
 from optax_vasso import gate, sharpness, tracking
 
 # Direction → perturbation: what stands last in an ascent chain.

@@ -6,6 +6,8 @@ to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 :func:`asam_perturb`, :func:`fisher_perturb`) that gives the direction its length.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

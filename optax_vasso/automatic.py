@@ -1,5 +1,7 @@
 """Hyperparameters that follow what the gradients show: the gain θ and the radius ρ."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

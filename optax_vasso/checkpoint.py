@@ -1,10 +1,12 @@
 """Saving a train state with Orbax, so that a run killed at any step can go on.
 
-Needs the extra ``checkpoint``: ``pip install 'optax-vasso[checkpoint]'``. Each process
-writes its own shards. A checkpoint appears under its number only when it is whole, and
-no number is used twice: a machine that dies or a disk that fills while saving leaves
-the last good one in place. A digest of what was saved finds damage to the files.
+Needs Orbax: ``pip install '.[checkpoint]'`` in a clone. Each process writes its own
+shards. A checkpoint appears under its number only when it is whole, and no number is
+used twice: a machine that dies or a disk that fills while saving leaves the last good
+one in place. A digest of what was saved finds damage to the files.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -23,7 +25,8 @@ try:
     import orbax.checkpoint as ocp
 except ImportError as error:
     raise ImportError(
-        "optax_vasso.checkpoint needs Orbax: pip install 'optax-vasso[checkpoint]'."
+        "optax_vasso.checkpoint needs Orbax: run pip install '.[checkpoint]' in a "
+        "clone of optax_vasso."
     ) from error
 
 try:
@@ -37,7 +40,7 @@ PyTree = Any
 
 
 class Checkpoints(NamedTuple):
-    """Where the checkpoints of a run go, a few functions as in Optax.
+    """The checkpoints of a run, as three functions.
 
     Attributes:
       save: (state) -> None. Writes the state and waits until it is whole, then deletes
@@ -62,17 +65,18 @@ def checkpoints(
 ) -> Checkpoints:
     """Open a directory of checkpoints of train states.
 
-    One run at a time has it: a lock is held until ``close`` or until the process ends,
-    however it ends. All processes of a run open it together, and process 0 holds the
-    lock.
+    Only one run can have it open: a lock is held until ``close`` or until the process
+    ends, however it ends. All processes of a run open it together, and process 0 holds
+    the lock.
 
     Args:
-      directory: where they go; made if it is not there. Several processes need one
-        that all of them see.
-      config: what makes this run what it is (recipe, hyperparameters, sizes): names
-        and values that JSON can hold, NumPy's numbers and arrays among them. A
-        checkpoint of another configuration is refused; tuples and lists are the same
-        here, and so are a key 1 and a key "1", and NaN equals itself.
+      directory: where they go; created if it does not exist. Several processes need one
+        that all of them can reach. A URL such as ``gs://bucket/run`` is passed to Orbax
+        and is not locked.
+      config: what identifies this run (recipe, hyperparameters, sizes): names and
+        values that JSON can hold, NumPy's numbers and arrays among them. A checkpoint
+        of another configuration is refused; tuples and lists are the same here, and so
+        are a key 1 and a key "1", and NaN equals itself.
       keep: how many to keep, >= 1. Two or more leave one to go back to if the newest
         turns out to be damaged.
 
@@ -83,9 +87,12 @@ def checkpoints(
     if not isinstance(keep, numbers.Integral) or keep < 1:
         raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
     config = _as_json(config)
-    directory = os.path.abspath(directory)
+    directory = os.fspath(directory)
+    is_url = "://" in directory
+    if not is_url:
+        directory = os.path.abspath(directory)
     lock, error = _everywhere(
-        lambda: _lock(directory) if jax.process_index() == 0 else None
+        lambda: None if is_url or jax.process_index() else _lock(directory)
     )
     if error:
         raise error

@@ -7,6 +7,8 @@ the optimizer inside it::
     sharpness_aware(optax.chain(gsam_descent(0.3), optax.sgd(0.1)), sam_perturb(0.1))
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,11 +54,11 @@ class LookSamState(NamedTuple):
 
 
 def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Descend the surrogate gap as well: GSAM's direction.
+    """Also descend the surrogate gap: GSAM's direction.
 
-    g = g_p − α (g_c − ⟨g_c, ĝ_p⟩ ĝ_p): the component of the clean gradient orthogonal
-    to the perturbed one is climbed, which lowers f(x + ε) − f(x) and leaves f(x + ε)
-    alone to first order.
+    g = g_p − α (g_c − ⟨g_c, ĝ_p⟩ ĝ_p): it climbs the component of the clean gradient
+    orthogonal to the perturbed one, which lowers f(x + ε) − f(x) and, to first order,
+    does not change f(x + ε).
 
     Args:
       alpha: weight of the gap, >= 0; 0 leaves the perturbed gradient. A number, a

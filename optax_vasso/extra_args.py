@@ -4,6 +4,8 @@ A line search is the exception: it takes what it does not know for an argument o
 ``value_fn`` and refuses the rest.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,8 +1,10 @@
-"""When to ascend: gates that decide, step by step, whether the adversary is asked.
+"""When to ascend: gates decide, step by step, whether to perturb.
 
 A step whose gate is closed descends on the clean gradient and costs one gradient
-instead of two; the averages of the ascent chain take the clean gradient in either way.
+instead of two; the averages of the ascent chain take in the clean gradient either way.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -42,7 +44,7 @@ class Gate(NamedTuple):
         boolean scalar, or the Python value ``True`` where the answer is known before
         the step runs. As in the condition functions of Optax, the extra arguments are
         those of the optimizer's ``update`` (the loss as ``value``, if it was passed),
-        and beside them the clean gradient as ``grads`` and ``params``.
+        together with the clean gradient as ``grads``, and ``params``.
     """
 
     init: Callable[[], Any]
@@ -175,8 +177,8 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
 
     R_t = 1 if ‖g_t‖² >= μ_t + c σ_t, with the moving averages
     μ_t = δ μ_{t−1} + (1 − δ) ‖g_t‖² and σ²_t = δ σ²_{t−1} + (1 − δ) (‖g_t‖² − μ_t)²,
-    which start at zero. A batch on which the loss is steep is one at which SAM differs
-    from plain training.
+    which start at zero. SAM differs from plain training mainly on batches on which the
+    loss is steep.
 
     Args:
       threshold: c, how many deviations above the mean a gradient has to be: a finite

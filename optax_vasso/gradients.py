@@ -5,6 +5,8 @@ model_state, batch, key) -> ((loss, (model_state, aux)), grads)``. They compose 
 their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
 """
 
+from __future__ import annotations
+
 import fractions
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +23,7 @@ GradientMaker = Callable[[LossFn], GradientFn]
 
 
 def whole_batch(loss_fn: LossFn) -> GradientFn:
-    """The gradient of the loss on the batch as it comes: the default."""
+    """The gradient of the loss on the whole batch: the default."""
     return jax.value_and_grad(loss_fn, has_aux=True)
 
 
@@ -34,12 +36,12 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     :func:`optax.microbatching.microbatch`, so that a batch sharded over devices stays
     where it is. ``aux`` is stacked, part by part.
 
-    The model state, too, ends as after one evaluation on the whole batch, whatever the
-    count: every part starts from the same one, floats are averaged over the parts, and
-    what cannot be averaged (counters, flags, random keys) is that of the last part. So
-    a running average of batch statistics keeps its decay per step, and a counter counts
-    steps. Random numbers that should differ from part to part come from ``key``, which
-    does, and not from a key in the model state.
+    The model state also ends as after one evaluation on the whole batch: every part
+    starts from the same state, floats are averaged over the parts, and what cannot be
+    averaged (counters, flags, random keys) is taken from the last part. So a running
+    average of batch statistics keeps its decay per step, and a counter counts steps.
+    Each part gets its own ``key``; a random key in the model state is the same for all
+    parts.
 
     Args:
       count: number of parts, >= 1; it has to divide the batch.
@@ -122,10 +124,10 @@ def part_of_batch(
 ) -> GradientMaker:
     """The gradient on a part of the batch: an ascent that costs less than a gradient.
 
-    As ``ascent_gradient`` of :func:`optax_vasso.make_train_step` a step costs
-    1 + fraction gradients. VaSSO averages the ascent gradient over steps and loses
-    little by it. The examples taken are spread evenly, so that each device takes the
-    same share of a sharded batch.
+    As ``ascent_gradient`` of :func:`optax_vasso.make_train_step`, it makes a step cost
+    1 + fraction gradients. VaSSO loses little by it, since it averages the ascent
+    gradient over steps. The examples taken are spread evenly, so that each device takes
+    the same share of a sharded batch.
 
     Args:
       fraction: share of the examples, in [1e-6, 1].
@@ -171,11 +173,11 @@ def part_of_batch(
 
 
 def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """The gradient on one of several batches that a step is given together.
+    """The gradient on one of several batches that a step gets together.
 
-    ``gradient=on_batch("descent"), ascent_gradient=on_batch("ascent")`` ascends on
-    other examples than it descends on; the batch is then ``{"descent": ...,
-    "ascent": ...}``.
+    ``gradient=on_batch("descent"), ascent_gradient=on_batch("ascent")`` ascends and
+    descends on different examples; the batch is then
+    ``{"descent": ..., "ascent": ...}``.
 
     Args:
       name: key or index of the batch.

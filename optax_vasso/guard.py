@@ -1,5 +1,7 @@
 """A shorter perturbation where a training is about to collapse."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Does the perturbation of a lagged optimizer arrive, and does it still lead uphill?"""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any, NamedTuple
 

@@ -5,6 +5,8 @@ Between steps the loop's parameters are perturbed: evaluate
 as in :func:`optax_vasso.masked_ascent`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

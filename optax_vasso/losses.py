@@ -1,5 +1,7 @@
 """The losses that users write, as the one form that the train step works with."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import Any

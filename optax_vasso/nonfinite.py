@@ -1,4 +1,6 @@
-"""Bad batches: skipping them, counting them, and scales against overflow."""
+"""Non-finite batches: skipping and counting them, and loss scales."""
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -39,15 +41,15 @@ class SkipState(NamedTuple):
 def skip_nonfinite(
     optimizer: optax.GradientTransformation, *, loss_scale: Any = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Leave everything as it is after a batch with a NaN or an infinity.
+    """Skip every step in which a NaN or an infinity appears.
 
-    :func:`optax.apply_if_finite` looks at the gradient that it is given; this looks at
-    the loss, at the clean gradient, at the updates, and at every number that the step
-    would turn from finite into something else, so that an overflow in the perturbed
-    pass is caught too. Then the update is zero and no average, moment or counter inside
-    changes. The old averages live on until the perturbed pass is done: one more copy of
-    each average of the ascent chain. :func:`optax_vasso.make_train_step` keeps the
-    model state of such a step as well.
+    :func:`optax.apply_if_finite` checks the gradient that it is given; this checks the
+    loss, the clean gradient, the updates, and every number of the state that was
+    finite, so an overflow in the perturbed pass is caught too. The update of a skipped
+    step is zero, and no average, moment or counter inside changes;
+    :func:`optax_vasso.make_train_step` keeps the model state as well. The old averages
+    are kept until the perturbed pass is done, which takes one more copy of each average
+    of the ascent chain.
 
     Args:
       optimizer: any optimizer, typically a sharpness-aware one.
@@ -136,7 +138,7 @@ def skip_nonfinite(
 
 
 def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
-    """Stop a training run that skips one batch after another.
+    """Raise an error if too many steps in a row were skipped.
 
     Call it outside of :func:`jax.jit`, where the metrics are read: it waits for the
     step.

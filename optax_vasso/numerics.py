@@ -6,6 +6,8 @@ and masked nodes hold nothing and count nothing. Subnormal numbers count as zero
 XLA flushes them to zero.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable

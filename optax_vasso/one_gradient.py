@@ -1,5 +1,7 @@
 """One gradient per step: perturb with what the last step has left."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from typing import Any, NamedTuple

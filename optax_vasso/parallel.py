@@ -1,9 +1,11 @@
 """Meshes of devices: shardings of a train state, batches, and local ascent.
 
 Under :func:`jax.jit` the train step of :func:`optax_vasso.make_train_step` runs on any
-mesh as it is; what is here puts state and batch there, and maps the step over devices
-where each is to ascend by itself.
+mesh. The functions here place state and batch on it, and map the step over devices that
+each ascend on their own examples.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -192,7 +194,8 @@ def init_local_state(
       params: initial parameters.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.average_over` in
         its base.
-      groups: how many ascend each by itself; with a mesh, the size of its axis.
+      groups: the number of groups that each ascend on their own examples; with a mesh,
+        the size of its axis.
       mesh: the devices, if there are several.
       axis: the axis of the mesh over which the batch is divided.
       model_state: as in :func:`optax_vasso.init_train_state`.
@@ -244,7 +247,7 @@ def make_local_train_step(
 
     This is m-sharpness: a perturbation for every part, each from the gradient and the
     averages of that part, and a descent along the mean of the perturbed gradients. It
-    costs one all-reduce of a gradient a step, as plain training does, where the
+    costs one all-reduce of a gradient per step, as plain training does; the
     synchronized step costs two. Parameters are replicated over the axis; other axes of
     the mesh may divide them. Without a mesh, the groups share one device.
 
@@ -261,7 +264,7 @@ def make_local_train_step(
     Returns:
       ``train_step(state, batch) -> (state, metrics)`` as in
       :func:`optax_vasso.make_train_step`, for a state of :func:`init_local_state`. The
-      metrics are means over the groups; ``aux`` has the groups in front.
+      metrics are means over the groups; ``aux`` has a leading axis for the groups.
 
     Raises:
       ValueError: if the mesh has no such axis; when the step is called, if the groups
@@ -326,11 +329,11 @@ def make_local_train_step(
 def synchronized(
     axis_name: str, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """Average over a mapped axis: one adversary for the batch of all devices.
+    """Average over a mapped axis: one perturbation for the batch of all devices.
 
     For :func:`jax.pmap` and :func:`jax.shard_map`, where each device sees its own part
     of the batch. Loss, model state and gradients are averaged; keys differ from device
-    to device. Under :func:`jax.jit` with shardings nothing of the kind is needed.
+    to device. Under :func:`jax.jit` with shardings it is not needed.
 
     Args:
       axis_name: the mapped axis.
@@ -387,7 +390,7 @@ class AverageOverState(optax.EmptyState):
 def average_over(axis_name: str) -> optax.GradientTransformation:
     """Average updates over a mapped axis: the one all-reduce of a local ascent.
 
-    First in a base optimizer, behind the ascent::
+    Put it first in the base optimizer::
 
         vasso(optax.chain(average_over("data"), optax.sgd(0.1)))
 

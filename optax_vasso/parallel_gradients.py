@@ -5,6 +5,8 @@ when a step begins, so that a compiler, two halves of a mesh or two machines can
 the gradients side by side.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,4 +1,6 @@
-"""Parameters with few bits: where a perturbation is rounded away, and what helps."""
+"""Low precision: keeping a perturbation from being rounded away."""
+
+from __future__ import annotations
 
 from typing import Any
 

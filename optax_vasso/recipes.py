@@ -6,6 +6,8 @@ the same everywhere: which leaves the adversary perturbs, as in
 :func:`optax_vasso.masked_ascent`; the optimizer trains what it always trains.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

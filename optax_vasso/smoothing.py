@@ -1,5 +1,7 @@
 """Averages of the gradient over steps: what stands first in an ascent chain."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

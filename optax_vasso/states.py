@@ -1,9 +1,11 @@
 """Finding things inside an optimizer's state.
 
-What a state has to say of the last step stands in a field ``metrics``, a dictionary of
-scalars. That is the whole protocol: whoever reads metrics looks for the field, and
-knows no state by its type.
+A state reports on the last step in a field ``metrics``, a dictionary of scalars. That
+is the whole protocol: readers look for the field, and need not know the type of a
+state.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar

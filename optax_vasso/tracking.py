@@ -1,4 +1,4 @@
-"""What the adversary did, measured inside of the training loop on request.
+"""Metrics of the perturbation, measured inside the training loop on request.
 
 :func:`track` is an Optax transformation that changes nothing. It stands in the base
 optimizer, where :func:`optax_vasso.sharpness_aware` and :func:`optax_vasso.lagged` pass
@@ -8,6 +8,8 @@ the whole perturbation, and measures what it is asked to::
 
 A new measure is a function of a :class:`Seen`; nothing else has to know of it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +42,7 @@ __all__ = [
 
 
 class Seen(NamedTuple):
-    """What a measure is given of a step.
+    """What a measure can read of a step.
 
     Attributes:
       params: x_t.
@@ -58,7 +60,7 @@ class Seen(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A measure that remembers something from step to step, a pair of pure functions.
+    """A measure that keeps a state between steps, as a pair of pure functions.
 
     Attributes:
       name: its name among the metrics.
@@ -111,7 +113,7 @@ def cosine(seen: Seen) -> jax.Array:
 
 
 def arrival(seen: Seen) -> jax.Array:
-    """The cosine between ε and what the parameters take in of it when x + ε is rounded.
+    """The cosine between ε and what is left of it when x + ε is rounded.
 
     A weight of 0.03 in bfloat16 has neighbours at a distance of 1e-4, and a smaller
     perturbation leaves it where it is.
@@ -186,7 +188,7 @@ def track(
     every: int = 1,
     **named: Callable[[Seen], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """Measure the adversary at each step, in the base optimizer.
+    """Measure the perturbation at each step, from inside the base optimizer.
 
     The updates pass unchanged. A measure costs what it computes: a norm or a cosine
     reads the perturbation once more, :data:`~optax_vasso.tracking.stability` keeps a

@@ -1,5 +1,7 @@
 """A compiled train step: model state, random keys and metrics around an optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

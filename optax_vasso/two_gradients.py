@@ -1,5 +1,7 @@
 """Two gradients per step: any optimizer around any ascent chain."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,7 +55,7 @@ def sharpness_aware(
     gate: Gate | None = None,
     ascent_steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Descend on the gradient at the point that an adversary picks.
+    """Descend on the gradient at perturbed parameters.
 
     One step takes the clean gradient g_t = ∇f(x_t), turns it into a perturbation ε_t
     by the ascent chain, takes the gradient at x_t + ε_t, and hands that to the base
@@ -73,9 +75,9 @@ def sharpness_aware(
 
     With ``ascent_steps = k > 1`` the perturbation is built from k parts of length ρ/k,
     each from the gradient at the point that the parts before it have reached, so it
-    stays in the ball of radius ρ. The averages of the ascent chain advance once a
-    step, by the clean gradient; at part j they stand as if the gradient there had been
-    the newest.
+    stays in the ball of radius ρ. The averages of the ascent chain advance once per
+    step, with the clean gradient; each part uses them as if its own gradient were the
+    newest.
 
     When the gate is closed, the base optimizer gets g_t and ``grad_fn`` is not
     evaluated (:func:`jax.lax.cond`). Under :func:`jax.vmap` a cond computes both
@@ -96,7 +98,7 @@ def sharpness_aware(
       ``update(grads, state, params, *, grad_fn, **extra_args)``. ``grad_fn(params)``
       returns gradients, or ``(value, gradients)`` as :func:`jax.value_and_grad` does;
       the value is then kept in ``state.metrics["perturbed_loss"]``. A line search's
-      ``value_fn``, which returns the loss alone, will do in its place. The perturbed
+      ``value_fn``, which returns the loss alone, can be passed instead. The perturbed
       gradient is cast to the dtypes of the clean one.
 
     Raises:

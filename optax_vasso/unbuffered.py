@@ -5,6 +5,8 @@ chain. Where that is the last average but for its length, two scalars are all th
 left to store.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

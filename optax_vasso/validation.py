@@ -4,6 +4,8 @@ Each check names the argument, the value and the remedy. A schedule and a traced
 have no value yet, so they pass.
 """
 
+from __future__ import annotations
+
 import numbers
 from collections.abc import Callable
 from typing import Any

@@ -59,3 +59,12 @@ def test_every_public_function_is_in_the_index_of_the_reference(module):
     for name in _public(module):
         if inspect.isfunction(getattr(module, name)):
             assert f"`{prefix}{name}`" in index, name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_a_signature_is_readable(module):
+    for name in _public(module):
+        function = getattr(module, name)
+        if inspect.isfunction(function):
+            for parameter in inspect.signature(function).parameters.values():
+                assert len(inspect.formatannotation(parameter.annotation)) < 80, name

@@ -1,4 +1,4 @@
-"""Every number of the page of results and of the README's tables is that of a file."""
+"""Every number of the pages of results, and every one quoted, is that of a file."""
 
 import importlib
 import json
@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from experiments import answers, label_noise
+
 ROOT = Path(__file__).parent.parent
+QUOTING = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("index", "choosing", "lagged")),
+    *sorted((ROOT / "docs").glob("results/*.md")),
+    *sorted((ROOT / "docs").glob("tutorials/*.md")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,35 +28,81 @@ def tables():
         sys.path.remove(str(ROOT / "docs"))
 
 
+def published(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
 def test_the_tables_are_those_that_the_files_make(tables):
-    page = tables.PAGE.read_text()
-    assert tables.fill(page) == page, "run python docs/results_tables.py"
+    for page in tables.PAGES:
+        text = page.read_text()
+        assert tables.fill(text) == text, "run python docs/results_tables.py"
 
 
-def test_every_table_has_a_place_on_the_page(tables):
-    places = [match[2] for match in tables.PLACE.finditer(tables.PAGE.read_text())]
+def test_every_table_has_one_place_on_the_pages(tables):
+    places = [
+        match[2]
+        for page in tables.PAGES
+        for match in tables.PLACE.finditer(page.read_text())
+    ]
     assert sorted(places) == sorted(tables.TABLES)
 
 
-@pytest.mark.parametrize("noise", ["0.75", "0.5"])
-def test_the_readme_quotes_the_results(noise):
-    results = json.loads((ROOT / "results" / f"label_noise_{noise}.json").read_text())
+@pytest.mark.parametrize("page", QUOTING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_quotes_stands_in_a_table(tables, page):
+    """Accuracies and differences, with their sign where one is quoted."""
+    known = "".join(
+        match[3]
+        for results in tables.PAGES
+        for match in tables.PLACE.finditer(results.read_text())
+    )
+    text = tables.PLACE.sub("", page.read_text())
+    for quoted in re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", text):
+        assert quoted in known, quoted
+
+
+def test_the_readme_shows_the_main_job():
+    """Every method of the published main job, at equal gradients."""
     rows = [
         [cell.strip(" *") for cell in line.split("|")[1:-1]]
         for line in (ROOT / "README.md").read_text().splitlines()
         if line.startswith("|")
     ]
-    for method in results["methods"].values():
-        label = method["label"].replace(" p =", ", p =").replace(" k =", ", k =")
-        accuracy = f"{method['mean']:.1f} ± {method['standard_error']:.1f}"
-        assert any(row[0] == label and accuracy in row for row in rows), label
+    for method in published("label_noise")["methods"].values():
+        last = method["last"]
+        accuracy = f"{last['mean']:.1f} ± {last['standard_error']:.1f}"
+        assert any(row[0] == method["label"] and accuracy in row for row in rows)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
-def test_what_a_page_quotes_is_on_the_page_of_results(tables, page):
-    results = tables.PAGE.read_text()
-    for quoted in re.findall(r"\d+\.\d+ ± \d+\.\d+", (ROOT / page).read_text()):
-        assert quoted in results, quoted
+@pytest.mark.parametrize(
+    ("budget", "picked"),
+    [
+        ("gradients", label_noise.PICKED),
+        ("epochs", label_noise.PICKED_AT_EQUAL_EPOCHS),
+    ],
+)
+def test_the_main_job_uses_what_the_evidence_picked(budget, picked):
+    task = published("evidence")["tasks"][label_noise.TASK]
+    for name, hyperparameters in picked.items():
+        assert hyperparameters == task[budget][name]["hyperparameters"], name
+
+
+@pytest.mark.parametrize("budget", ["gradients", "epochs"])
+def test_the_main_job_repeats_the_evidence(budget):
+    """The same seeds and hyperparameters: the same trainings, up to rounding."""
+    name = "label_noise" if budget == "gradients" else "label_noise_epochs"
+    evidence = published("evidence")["tasks"][label_noise.TASK][budget]
+    for method, row in published(name)["methods"].items():
+        assert row["last"]["mean"] == pytest.approx(
+            evidence[method]["last"]["mean"], abs=row["last"]["standard_error"]
+        )
+
+
+def test_the_answers_are_those_of_the_evidence():
+    found = published("evidence")["tasks"]
+    for question, rows in published("answers")["questions"].items():
+        assert rows == json.loads(
+            json.dumps(answers.answer(found, answers.QUESTIONS[question]))
+        )
 
 
 @pytest.mark.parametrize(

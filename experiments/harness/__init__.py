@@ -11,6 +11,8 @@ MODULES = (
     "command_line",
     "figures",
     "files",
+    "language",
+    "grids",
     "methods",
     "networks",
     "progress",
@@ -19,6 +21,7 @@ MODULES = (
     "statistics",
     "tables",
     "training",
+    "transformer",
     "tuning",
     "units",
 )

@@ -78,7 +78,7 @@ def experiment_parser(
     parser = Parser(prog=f"python -m experiments.{name}", description=description)
     if seeds is not None:
         parser.add_argument(
-            "--seeds", type=positive_integer, default=seeds, help="test seeds: 0, 1, …"
+            "--seeds", type=positive_integer, default=seeds, help="how many seeds"
         )
     if methods is not None:
         names = list(methods)
@@ -251,8 +251,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         signal.signal(name, interrupt)
     try:
         code = main()
-    except Interrupted as interrupted:
-        code = interrupted.code
+    except KeyboardInterrupt as interrupted:
+        code = getattr(interrupted, "code", 128 + signal.SIGINT)
     except BrokenPipeError:
         # What reads our output has gone; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

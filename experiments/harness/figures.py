@@ -1,5 +1,6 @@
 """The figures that several experiments share, without a display."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.harness.methods import METHODS, Method
+from optax_vasso import sharpness
+from optax_vasso.sharpness import plot
+
+# For what is not a method (Okabe and Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def panels(rows: int, columns: int, width: float = 4.2, height: float = 3.6) -> Any:
@@ -118,3 +124,124 @@ def ranking(
         ax.plot(picked, height, "|", color=method.color, markersize=13)
     ax.set_yticks(range(len(names)), [rows[name]["label"] for name in names])
     ax.set_xlabel(label)
+
+
+def differences(ax: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:
+    """Paired differences with intervals, a line per task and a colour per comparison.
+
+    Args:
+      ax: the axes.
+      rows: each with ``task``, ``compared``, ``mean``, ``interval`` and ``certain``,
+        which fills the marker.
+      tasks: from top to bottom.
+    """
+    kinds = list(dict.fromkeys(row["compared"] for row in rows))
+    for row in rows:
+        number = kinds.index(row["compared"])
+        color = COLORS[number]
+        height = 0.15 * ((len(kinds) - 1) / 2 - number) - tasks.index(row["task"])
+        ax.plot(row["interval"], [height, height], color=color, linewidth=1.5)
+        filling = color if row["certain"] else "white"
+        ax.plot(row["mean"], height, "o", color=color, ms=5, mfc=filling)
+    ax.axvline(0, color="black", linewidth=0.8)
+    # Small differences keep their distances; large ones are drawn closer together.
+    ax.set_xscale("symlog", linthresh=2)
+    ticks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20]
+    low, high = ax.get_xlim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    ax.set_xticks(shown, [f"{tick:g}".replace("-", "−") for tick in shown])
+    ax.minorticks_off()
+    names = [textwrap.fill(task, 30) for task in tasks]
+    ax.set_yticks(range(0, -len(tasks), -1), names)
+    ax.set_ylim(0.5 - len(tasks), 0.5)
+    ax.set_xlabel("difference in test accuracy (points)")
+    handles = [
+        plt.Line2D([], [], color=color, marker="o", label=kind)
+        for kind, color in zip(kinds, COLORS, strict=False)
+    ]
+    ax.legend(
+        handles=handles,
+        frameon=False,
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+    )
+
+
+def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
+    """Mean accuracies, in rows from the bottom; hatched where seeds collapsed.
+
+    Args:
+      ax: the axes.
+      cells: of :func:`statistics.summary`.
+
+    Returns:
+      The image, for a colour bar; the same colours for all heat maps.
+    """
+    mean = np.array([[cell["mean"] for cell in row] for row in cells])
+    image = ax.imshow(
+        mean, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=100
+    )
+    for i, j in np.ndindex(mean.shape):
+        background, cell = image.cmap(image.norm(mean[i, j])), cells[i][j]
+        color = "white" if mean[i, j] < 60 else "black"
+        text = f"{mean[i, j]:.1f}"
+        if cell["collapsed"]:
+            text += f"\n{cell['collapsed']} of {len(cell['values'])}"
+            square = plt.Rectangle((j - 0.5, i - 0.5), 1, 1)
+            square.set(fill=False, hatch="///", edgecolor=color, linewidth=0)
+            ax.add_patch(square)
+        box = {"facecolor": background, "linewidth": 0, "pad": 1.0}
+        ax.text(j, i, text, ha="center", va="center", color=color, size=7, bbox=box)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    return image
+
+
+def over_radius(
+    ax: Any,
+    points: list[dict[str, Any]],
+    *,
+    label: str,
+    color: str,
+    dashed: bool = False,
+) -> None:
+    """Accuracy of a grid over the radius, mean ± standard error; a ring at the best.
+
+    Args:
+      ax: the axes.
+      points: of :func:`grids.measure`, by rising ρ.
+      label: in the legend.
+      color: of the curve.
+      dashed: draw it dashed.
+    """
+    radii = [point["hyperparameters"]["rho"] for point in points]
+    mean = np.array([point["accuracy"]["mean"] for point in points])
+    error = np.array([point["accuracy"]["standard_error"] for point in points])
+    ax.plot(radii, mean, "--" if dashed else "-", color=color, marker=".", label=label)
+    ax.fill_between(radii, mean - error, mean + error, color=color, alpha=0.15, lw=0)
+    best = mean.argmax()
+    ax.plot(radii[best], mean[best], "o", color=color, markersize=9, mfc="none")
+    ax.set_xscale("log")
+    ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
+    ax.minorticks_off()
+    ax.set_xlabel("radius ρ")
+
+
+def planes(
+    axes: Any, rises: dict[str, np.ndarray], label: str, levels: list[float]
+) -> None:
+    """Squares from −1 to 1 around solutions, by their titles, with one colour bar."""
+    for ax in axes[len(rises) :]:
+        ax.set_visible(False)
+    for ax, (title, losses) in zip(axes, rises.items(), strict=False):
+        steps = np.linspace(-1, 1, len(losses))
+        last = title == list(rises)[-1]
+        plot.plane(
+            sharpness.Plane(steps, steps, losses),
+            ax=ax,
+            levels=levels,
+            label=label if last else None,
+        )
+        ax.set_title(title)
+        ax.grid(visible=False)

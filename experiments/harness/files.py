@@ -1,6 +1,7 @@
 """Results files: written whole or not at all, and never replaced by a lesser run."""
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -35,6 +36,17 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN, which JSON has not, is refused."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def finite(content: Any) -> Any:
+    """What is to be written, with ``None`` for numbers that are not finite."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

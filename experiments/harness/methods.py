@@ -23,7 +23,10 @@ SYMBOLS = {
     "theta": "θ",
     "lmbda": "λ",
     "alpha": "α",
+    "sigma": "σ",
+    "eta": "η",
     "probability": "p",
+    "k": "k",
 }
 # Hyperparameters of one training: Python numbers or traced scalars.
 Hyperparameters = dict[str, Any]

@@ -34,6 +34,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(losses)
 
 
+def norm(params: Params) -> float:
+    """The Euclidean norm of all parameters."""
+    return float(optax.tree.norm(params))
+
+
 # The same network twice is one object, so that what was compiled for it is found.
 @functools.cache
 def mlp(*widths: int) -> Network:

@@ -54,6 +54,12 @@ def paired_difference(values: Values, reference: Values) -> dict[str, float]:
     }
 
 
+def interval(mean: float, standard_error: float, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a mean of ``count`` values."""
+    half = float(stats.t.ppf(0.975, count - 1)) * standard_error
+    return mean - half, mean + half
+
+
 def holm(p_values: Values) -> list[float]:
     """p-values corrected for being several, in their order.
 

@@ -114,6 +114,11 @@ def cells(
     return header, lines
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def mean_and_error(summary: dict[str, float], digits: int = 1) -> str:
     """A mean with its standard error."""
     return f"{summary['mean']:.{digits}f} ± {summary['standard_error']:.{digits}f}"
@@ -128,7 +133,7 @@ def to_its_error(values: Sequence[float] | np.ndarray) -> str:
 
 def plus_minus(difference: dict[str, float], digits: int = 1) -> str:
     """A difference with its sign and its standard error."""
-    mean = f"{difference['mean']:+.{digits}f}".replace("-", "−")
+    mean = signed(difference["mean"], digits)
     return f"{mean} ± {difference['standard_error']:.{digits}f}"
 
 

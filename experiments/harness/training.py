@@ -178,7 +178,9 @@ def _train_rows(
             program.compiled.append(True)
             progress.describe(doing)
         if watch is not None:
-            state = jax.tree.map(lambda leaf: leaf[:count], carry[0])
+            # On the host: slices of rows on several devices would be collectives.
+            state = jax.device_get(carry[0]._replace(key=None))
+            state = jax.tree.map(lambda leaf: leaf[:count], state)
             watch((call + 1) * task.epochs_per_call, state)
         progress.advance(work)
     # The call that compiled is taken to last as long as the others.

@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 
+from experiments.harness import command_line, files, progress
 from experiments.vision import (
     archives,
     batches,
-    command_line,
     processes,
     programs,
     report,
@@ -129,7 +129,7 @@ def train_seed(
         "settings": chosen,
         "train_images": images.train_count,
         "wrong_labels": images.wrong_labels,
-        "environment": command_line.environment(),
+        "environment": files.environment(),
         "epochs": [],
     }
     configuration = chosen | {"seed": seed, "train_images": images.train_count}
@@ -151,7 +151,8 @@ def train_seed(
         result["interrupted"] = interrupted
         path = results_file(options, seed)
         if result["epochs"] and first and not (interrupted and report.finished(path)):
-            command_line.write_json(path, report.with_summary(result))
+            # The loss of a run that diverged is no number.
+            files.write_json(path, files.finite(report.with_summary(result)))
     return result
 
 
@@ -169,16 +170,16 @@ def train_seeds(options: argparse.Namespace, results: list[dict[str, Any]]) -> N
 def seed_progress(
     options: argparse.Namespace, seed: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over the steps of a seed, in the first process."""
-    with command_line.progress_bar() as bar:
-        first = jax.process_index() == 0
-        task = bar.add_task(f"seed {seed}", total=None) if first else None
+    """The progress over the epochs of a seed, in the first process."""
+    if jax.process_index():
+        yield lambda step, total: None
+        return
+    with progress.over(f"seed {seed}", options.epochs) as bar:
 
         def on_step(step: int, total: int) -> None:
-            if task is not None:
-                epoch = min(options.epochs, step * options.epochs // total + 1)
-                described = f"seed {seed}, epoch {epoch}/{options.epochs}"
-                bar.update(task, completed=step, total=total, description=described)
+            done = step * options.epochs / total
+            bar.doing = f"epoch {min(options.epochs, int(done) + 1)}/{options.epochs}"
+            bar.advance(done - bar.done)
 
         yield on_step
 

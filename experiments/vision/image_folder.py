@@ -1,7 +1,4 @@
-"""Folders of images, read with Grain: a folder a class, or a folder a domain.
-
-    root/<class>/<image>              scan
-    root/<domain>/<class>/<image>     domains, as PACS is laid out
+"""Folders of images, ``root/<class>/<image>``, read with Grain.
 
 Batch t of training is at index t, so a restart needs the number of the step and no
 state of an iterator. The images of a step do not depend on how many processes there
@@ -10,7 +7,6 @@ are: each reads its own share of them.
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +47,9 @@ def scan(root: Path | str) -> Folder:
       DataError: there is no such folder, it has no classes, or a class no images.
     """
     root = Path(root)
-    folders = _subfolders(root, "<class>/<image>")
+    folders = [path for path in _entries(root) if path.is_dir()]
+    if not folders:
+        raise DataError(f"{root} has no folders: expected {root}/<class>/<image>")
     paths, labels = [], []
     for label, folder in enumerate(folders):
         found = [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES]
@@ -61,26 +59,6 @@ def scan(root: Path | str) -> Folder:
         labels += [label] * len(found)
     names = tuple(folder.name for folder in folders)
     return Folder(paths, np.array(labels, np.int32), names)
-
-
-def domains(root: Path | str) -> dict[str, Folder]:
-    """The images of ``root/<domain>/<class>/<image>`` by domain, domains sorted.
-
-    Raises:
-      DataError: as ``scan``, or two domains have different classes.
-    """
-    root = Path(root)
-    folders = _subfolders(root, "<domain>/<class>/<image>")
-    found = {folder.name: scan(folder) for folder in folders}
-    first, *others = found
-    for other in others:
-        differ = set(found[first].class_names) ^ set(found[other].class_names)
-        if differ:
-            raise DataError(
-                f"the domains {root / first} and {root / other} must have the same "
-                f"classes, and only one of them has {', '.join(sorted(differ))}"
-            )
-    return found
 
 
 def train_batches(
@@ -172,30 +150,6 @@ def read_ahead(
     """
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(batches[first:].to_iter_dataset(options))
-
-
-def load_arrays(paths: Sequence[Path], size: int) -> np.ndarray:
-    """All images as one array (n, size, size, 3) uint8, for sets that fit in memory.
-
-    The shorter side of an image is resized to ``size`` and the longer is cropped.
-    """
-
-    def central(path: Path) -> np.ndarray:
-        original = _read(path)
-        return _resize(original, _central_box(original.size, 1), size)
-
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        for i, image in enumerate(threads.map(central, paths)):
-            images[i] = image
-    return images
-
-
-def _subfolders(root: Path, layout: str) -> list[Path]:
-    folders = [path for path in _entries(root) if path.is_dir()]
-    if not folders:
-        raise DataError(f"{root} has no folders: expected {root}/{layout}")
-    return folders
 
 
 def _entries(folder: Path) -> list[Path]:

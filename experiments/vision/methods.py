@@ -33,8 +33,6 @@ METHODS = {
     "gsam": Method("GSAM", ov.gsam),
     "looksam": Method("LookSAM", ov.looksam),
 }
-SYMBOLS = {"rho": "ρ", "theta": "θ", "sigma": "σ", "lmbda": "λ", "alpha": "α"}
-SYMBOLS |= {"eta": "η", "probability": "p"}
 
 
 def hyperparameters(name: str) -> dict[str, float]:
@@ -55,8 +53,3 @@ def make_optimizer(
     """A method around a base optimizer; what is not ``chosen`` is at its default."""
     extra = {"seed": seed} if name == "evasso" else {}
     return METHODS[name].recipe(base, **(chosen or {}), **extra)
-
-
-def describe(chosen: dict[str, float]) -> str:
-    """Hyperparameters as a table shows them: ``ρ = 0.1, θ = 0.4``."""
-    return ", ".join(f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in chosen.items())

@@ -7,7 +7,8 @@ from typing import Any
 
 import optax
 
-from experiments.vision import command_line, methods, models, processes, programs
+from experiments.harness import command_line
+from experiments.vision import methods, models, processes, programs
 from experiments.vision.presets import PRESETS, RECOLLECTED
 
 # What makes a run what it is, with defaults: a checkpoint knows it, a preset sets it.
@@ -54,9 +55,7 @@ def hyperparameters() -> dict[str, list[str]]:
 @functools.cache
 def make_parser() -> command_line.Parser:
     """All options; defaults are filled in later, after those of a preset."""
-    parser = command_line.Parser(
-        prog="cifar.py", description=DESCRIPTION, allow_abbrev=False
-    )
+    parser = command_line.Parser(prog="cifar.py", description=DESCRIPTION)
     whole = command_line.positive_integer
     number = command_line.number
     infinity = float("inf")
@@ -163,13 +162,13 @@ def make_parser() -> command_line.Parser:
     group = parser.add_argument_group("files")
     group.add_argument(
         "--results",
-        type=command_line.results_folder,
+        type=command_line.folder,
         default=Path("runs/cifar"),
         help="folder of the JSON file of each seed",
     )
     group.add_argument(
         "--directory",
-        type=command_line.results_folder,
+        type=command_line.folder,
         default=ABSENT,
         help="checkpoints; a run goes on from its last one, to the bit. With several "
         "processes Ctrl-C writes none",
@@ -177,13 +176,13 @@ def make_parser() -> command_line.Parser:
     group.add_argument("--save-every", type=whole, default=2000, help="steps")
     group.add_argument(
         "--metrics-directory",
-        type=command_line.results_folder,
+        type=command_line.folder,
         default=ABSENT,
         help="TensorBoard and JSON lines, a line an epoch",
     )
     group.add_argument(
         "--report",
-        type=command_line.results_folder,
+        type=command_line.folder,
         default=ABSENT,
         metavar="DIR",
         help="one table of the runs in a folder",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import jax
 
-from experiments.vision import command_line
+from experiments.harness import command_line
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

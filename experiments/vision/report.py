@@ -11,8 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.vision.command_line import write_atomically
-from experiments.vision.methods import METHODS, describe, hyperparameters
+from experiments.harness.files import write_atomically
+from experiments.harness.methods import describe
+from experiments.harness.statistics import standard_error
+from experiments.vision.methods import METHODS, hyperparameters
 from experiments.vision.presets import PRESETS
 from experiments.vision.published import PUBLISHED, Published
 
@@ -85,8 +87,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
 def _mean(values: list[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.2f}"
-    standard_error = np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.2f} ± {standard_error:.2f}"
+    return f"{np.mean(values):.2f} ± {standard_error(values):.2f}"
 
 
 def show(published: Published) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.vision import cifar, command_line, programs, report
+from experiments.harness import command_line, files, progress
+from experiments.vision import cifar, programs, report
 from experiments.vision.archives import DataError
 from experiments.vision.methods import hyperparameters
 from experiments.vision.options import SETTINGS, parse_arguments
@@ -208,7 +209,7 @@ def search(
         "edge": edge,
         "rows": [rows[i] for i in order],
     }
-    command_line.write_json(arguments.results / "search" / f"{preset}.json", found)
+    files.write_json(arguments.results / "search" / f"{preset}.json", found)
     return found
 
 
@@ -229,7 +230,6 @@ def make_parser() -> command_line.Parser:
         prog="tables.py",
         description="A table of a paper: search, seeds, report.",
         epilog="All other options are those of cifar.py and change every run.",
-        allow_abbrev=False,
     )
     described = "; ".join(f"{name}: {table.title}" for name, table in TABLES.items())
     parser.add_argument("table", choices=list(TABLES), help=described)
@@ -244,7 +244,7 @@ def make_parser() -> command_line.Parser:
     )
     parser.add_argument(
         "--results",
-        type=command_line.results_folder,
+        type=command_line.folder,
         help="folder of results and checkpoints; runs/TABLE if left out",
     )
     return parser
@@ -283,14 +283,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     results, found = [], []
     try:
-        with command_line.progress_bar() as bar:
-            task = bar.add_task(parsed.table, total=epochs)
+        with progress.over(parsed.table, epochs) as bar:
 
             def on_epoch(epoch: dict[str, Any]) -> None:
-                bar.advance(task)
+                bar.advance(1)
 
             for name, tried in plan.items():
-                bar.update(task, description=name)
+                bar.describe(name)
                 found.append(search(name, tried, parsed, given, on_epoch))
                 chosen = command(name, found[-1]["picked"], [*given, *seeds])
                 results += train(chosen, parsed.results, on_epoch)

@@ -3,13 +3,14 @@
 Every measure takes ``loss_fn(params, batch)``, a scalar that is the mean over the
 batch; the parameters; and the data, one batch (a tuple, a dictionary or an array with
 one row per example) or several, as :func:`split_batches` and :func:`stack_batches` make
-them. What the network keeps besides parameters, as the statistics of batch
-normalization, is bound to the loss, frozen:
-``jax.tree_util.Partial(loss_fn, batch_stats=...)`` hands it to the compiled program as
-data, where a new closure would be a new program.
+them. Bind what else the network needs, such as batch statistics, to the loss by
+``jax.tree_util.Partial(loss_fn, batch_stats=...)``, which passes it to the compiled
+program as data; a new closure would be compiled anew.
 
 :mod:`optax_vasso.sharpness.plot` draws what is measured.
 """
+
+from __future__ import annotations
 
 from optax_vasso.sharpness import plot
 

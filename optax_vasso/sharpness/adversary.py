@@ -1,13 +1,15 @@
-"""The adversary in stochastic training: whose enemy is it, and how noisy is it?
+"""The perturbation of a batch: its effect on other batches, and its noise.
 
 SAM's perturbation ε comes from one batch. On other batches it may lower the loss
 instead of raising it: a friendly adversary. VaSSO averages the slope d over steps to
-suppress the variance that is behind this. Here are the numbers of that argument.
+suppress the variance that is behind this. These measures quantify that argument.
 
 References:
   Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
   <https://arxiv.org/abs/2309.15639>`_, 2023
 """
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -44,11 +46,11 @@ def friendliness(
     data: batches.Batch | batches.Batches,
     perturbation: PyTree,
 ) -> Friendliness:
-    """Whether an adversary is one on other batches, too.
+    """Whether the perturbation of one batch raises the loss of others.
 
     The perturbation of SAM from a batch is
     ``ascent_sharpness(loss_fn, params, batch, rho).perturbation``; in training it is
-    what the ascent chain puts out. One gradient and one loss of each batch.
+    what the ascent chain returns. The cost is one gradient and one loss per batch.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
@@ -90,15 +92,15 @@ def squared_error(
     """‖d − ∇f(x)‖² of a slope d against the gradient over all batches.
 
     Its mean over the steps of a run is the mean squared error that variance suppression
-    lowers. At a point that stays fixed and gradients of variance σ² it is σ² for SAM
-    and σ²θ/(2 − θ) for VaSSO. One gradient of all data.
+    lowers. For fixed parameters and gradients of variance σ² it is σ² for SAM and
+    σ²θ/(2 − θ) for VaSSO. The cost is one gradient of all data.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
       params: x, a tree of float32 or float64 arrays.
       data: all of it, as for :func:`hessian`.
       direction: d, a tree like ``params``: a gradient, or what
-        :func:`optax_vasso.vasso_ema` puts out.
+        :func:`optax_vasso.vasso_ema` returns.
 
     Returns:
       A scalar, in squared units of the gradient.

@@ -2,7 +2,7 @@
 
 The ball holds the perturbations ε with ‖ε/T‖_p ≤ ρ, for p = 2 or infinity. T is a tree
 of scales: ones by default, abs(x) for the adaptive form of Kwon et al., abs(x) + 1 for
-Keskar's. Three directions are not the same:
+Keskar's. Three directions differ:
 
 - *ascent*, the one of the gradient, which SAM descends on: one more gradient;
 - *worst*, the maximum over the ball: ½ρ²λ_max at a minimum;
@@ -17,6 +17,8 @@ References:
   Wen et al., `How Does Sharpness-Aware Minimization Minimize Sharpness?
   <https://arxiv.org/abs/2211.05729>`_, 2023
 """
+
+from __future__ import annotations
 
 import functools
 import math
@@ -72,8 +74,8 @@ def ascent_sharpness(
 ) -> Sharpness:
     """The rise of the loss along its gradient, the direction of SAM.
 
-    For p = 2, ε = ρ T²g/‖Tg‖₂; for p = infinity, ε = ρ T sign(g). One gradient and
-    one loss. Where the gradient is zero, so is ε.
+    For p = 2, ε = ρ T²g/‖Tg‖₂; for p = infinity, ε = ρ T sign(g). The cost is one
+    gradient and one loss. Where the gradient is zero, so is ε.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
@@ -83,8 +85,8 @@ def ascent_sharpness(
       p: the norm of the ball, 2 or infinity.
       scale: T, a tree like ``params`` of non-negative scales; None for ones. With
         ``jax.tree.map(jnp.abs, params)`` the ball follows the sizes of the parameters,
-        and scaling two layers against each other, which leaves the network as it is,
-        leaves its sharpness as it is.
+        and rescaling two layers against each other, which does not change the network,
+        does not change its sharpness.
 
     Returns:
       :class:`Sharpness`.
@@ -128,13 +130,12 @@ def worst_sharpness(
 ) -> Sharpness:
     """The largest rise of the loss in the ball, by projected ascent with restarts.
 
-    From the centre, which the first step leaves in the ascent direction, and from
-    ``num_restarts`` random directions: steps of steepest ascent in the norm of the
-    ball, their length falling evenly from 2ρ to 0, each projected onto the ball. The
-    result is the best point that any of them passed, so a lower bound of the maximum
-    that is never below the rise of :func:`ascent_sharpness`, nor below 0. For
-    p = infinity even the maximum of a quadratic is a hard problem, and the bound may be
-    loose.
+    Steepest ascent in the norm of the ball starts at the centre, in the ascent
+    direction, and from ``num_restarts`` random directions. The length of its steps
+    falls evenly from 2ρ to 0, and each is projected onto the ball. The result is the
+    best point of all, so it is a lower bound of the maximum that is never below the
+    rise of :func:`ascent_sharpness`, nor below 0. For p = infinity even the maximum of
+    a quadratic is a hard problem, and the bound may be loose.
 
     Arguments and errors are those of :func:`ascent_sharpness`, and:
 
@@ -183,7 +184,8 @@ def average_sharpness(
 
     A direction is ε = ρ T z/‖z‖_p with z standard normal: uniform on the sphere for
     p = 2. A sample is the mean of the rises at ε and at −ε, so that the gradient, which
-    has no part in the mean, has none in its error. Two losses per sample.
+    does not contribute to the mean, does not contribute to its error. A sample costs
+    two losses.
 
     Arguments and errors are those of :func:`ascent_sharpness`, and:
 
@@ -248,12 +250,12 @@ def m_sharpness(
     p: float = 2,
     scale: PyTree | None = None,
 ) -> MSharpness:
-    """The mean of the ascent-direction sharpness of every batch by itself.
+    """The mean over batches of the rise along each batch's own gradient.
 
     m is the number of examples in a batch: cut the data with
     :func:`~optax_vasso.sharpness.split_batches`. With all data in one batch this is
     :func:`ascent_sharpness`, whose arguments and errors these are; the smaller m, the
-    larger it is. One gradient and one loss of all data.
+    larger it is. The cost is one gradient and one loss of all data.
 
     Returns:
       :class:`MSharpness`.

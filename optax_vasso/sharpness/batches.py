@@ -1,9 +1,11 @@
-"""Data in batches: what is one batch, what are several, and means over their examples.
+"""Data in batches, and means over their examples.
 
 Every measure is a mean over the examples of one data set that need not fit through
 the network at once. The batches are stacked and scanned over, so that a measure is one
 compiled program that holds the activations of one batch at a time.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools

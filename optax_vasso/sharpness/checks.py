@@ -4,6 +4,8 @@ Each raises a ValueError whose one sentence names the argument, the value and th
 remedy. Values that are not known yet, inside of a traced function, pass.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from typing import Any

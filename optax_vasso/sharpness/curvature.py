@@ -1,4 +1,4 @@
-"""Curvature without matrices: products of the Hessian and its kin with vectors.
+"""Curvature without matrices: products of a Hessian with vectors.
 
 A curvature is a *matrix-vector product*, a function from a tree like the parameters to
 another that is linear and symmetric; :mod:`~optax_vasso.sharpness.spectrum` measures
@@ -8,6 +8,8 @@ The products here are :class:`jax.tree_util.Partial` objects, trees whose leaves
 parameters and the data. They pass through :func:`jax.jit` as arguments, so a measure
 compiles once for a loss function and serves every later set of parameters.
 """
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -32,10 +34,9 @@ def hessian(
     gradients in time, and the memory of about two.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch. What the
-        network keeps besides parameters, as the statistics of batch normalization, is
-        bound to it with :class:`jax.tree_util.Partial`: it must not depend on the
-        batch.
+      loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch. Bind what
+        else the network needs, such as batch statistics, with
+        :class:`jax.tree_util.Partial`; it must not depend on the batch.
       params: a tree of float32 or float64 arrays.
       data: one batch (a tuple, a dictionary or an array, one row per example), several
         as :func:`split_batches` or :func:`stack_batches` makes them, or ``None`` for a

@@ -1,5 +1,7 @@
 """Random directions in the space of the parameters."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -15,6 +15,8 @@ References:
   Krämer, `matfree <https://github.com/pnkraemer/matfree>`_, 2023
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

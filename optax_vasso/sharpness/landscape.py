@@ -1,8 +1,10 @@
 """The loss along lines and planes, every grid in one compiled program.
 
 The loss of a landscape is any scalar function of parameters and a batch, averaged over
-the data: an error rate draws as well as a loss.
+the data, such as an error rate.
 """
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ class Plane(NamedTuple):
     Attributes:
       x_steps: shape ``(nx,)``, in units of the first direction.
       y_steps: shape ``(ny,)``, in units of the second direction.
-      losses: shape ``(ny, nx)``, as pictures are: rows are y.
+      losses: shape ``(ny, nx)``: rows are y.
     """
 
     x_steps: jax.Array

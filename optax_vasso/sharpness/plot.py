@@ -1,11 +1,13 @@
-"""Pictures of what :mod:`optax_vasso.sharpness` measures.
+"""Plots of what :mod:`optax_vasso.sharpness` measures.
 
 Each function draws into ``ax`` or makes a figure as wide as a column of text, and
 returns the Axes. Call one again with the same ``ax`` and another ``label`` to compare:
-colours, which stay apart for the colour-blind, and line styles follow by themselves, in
-the order SGD, SAM, VaSSO, lagged VaSSO; ``color`` names another. Matplotlib's settings
-are left as they are, and it is imported when the first picture is drawn.
+colours, which colour-blind readers can tell apart, and line styles then advance in the
+order SGD, SAM, VaSSO, lagged VaSSO; ``color`` names another. Matplotlib's settings are
+left as they are, and it is imported when the first picture is drawn.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -161,8 +163,7 @@ def plane(
     if label is not None:
         bar = ax.figure.colorbar(contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)))
         bar.set_label(label, fontsize=ax.yaxis.label.get_size())
-        # Not the size of the first tick label: axes that share theirs may have none.
-        bar.ax.tick_params(labelsize=ax.yaxis.get_tick_params().get("labelsize"))
+        bar.ax.tick_params(labelsize=ax.yaxis.get_major_ticks(1)[0].label1.get_size())
         bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
         bar.ax.minorticks_off()
     ax.set_aspect("equal")
@@ -321,13 +322,15 @@ def _axes(ax: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
     except ImportError:
         raise ImportError(
-            "Pictures need matplotlib: pip install 'optax-vasso[plot]'"
+            "Plots need Matplotlib: run pip install '.[plot]' in a clone of "
+            "optax_vasso."
         ) from None
+    # Outside of the context: a notebook's backend changes settings when it is loaded.
+    figure = plt.figure(
+        figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
+    )
     with plt.rc_context(_STYLE):
-        _, ax = plt.subplots(
-            figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
-        )
-    return ax
+        return figure.add_subplot()
 
 
 def _drawn(ax: Axes) -> int:

@@ -1,8 +1,10 @@
-"""What the eigenvalues of a curvature are: the outermost, their sum, their density.
+"""Eigenvalues of a curvature: the outermost, their sum, and their density.
 
 A curvature is any function from a tree like the parameters to another that is linear
 and symmetric, as :func:`~optax_vasso.sharpness.hessian` makes one.
 """
+
+from __future__ import annotations
 
 import functools
 from typing import Any, NamedTuple
@@ -147,7 +149,7 @@ def trace(
 ) -> Estimate:
     """The sum of the eigenvalues by Hutchinson's estimator.
 
-    The mean of zᵀAz over vectors z of random signs, at one product a sample.
+    The mean of zᵀAz over vectors z of random signs, at one product per sample.
 
     Args:
       matvec: a curvature, as of :func:`hessian`.

@@ -1,88 +1,84 @@
-"""Batch sizes get the epochs or the updates they are to get, and one program all."""
+"""Batch sizes get the epochs or the updates they are to get, and are compared."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import argparse
 
-import batch_size
-import digits
-import jax
 import numpy as np
-import optax
 import pytest
 
-import optax_vasso as ov
-
-BATCH_SIZE = Path(batch_size.__file__)
-
-
-@pytest.mark.parametrize("batch", batch_size.BATCH_SIZES)
-def test_matched_updates_are_those_of_the_reference(batch):
-    per_epoch = digits.TRAINING_IMAGES // batch
-    assert batch_size.epochs_of("epochs", batch, 60) == 60
-    assert batch_size.epochs_of("updates", batch, 60) * per_epoch == 1200
+from experiments import batch_size
+from experiments.harness import statistics, tables
 
 
-def test_the_learning_rate_grows_with_the_root_of_the_batch_size():
-    reference = batch_size.learning_rate(batch_size.REFERENCE)
-    assert reference == digits.LEARNING_RATE
-    assert batch_size.learning_rate(4 * batch_size.REFERENCE) == 2 * reference
+def options(matched="epochs"):
+    return argparse.Namespace(noise="50", matched=matched, smoke=False)
 
 
-@pytest.mark.parametrize(
-    ("row", "method"),
-    [
-        ({"rho": 0.0, "theta": 1.0}, lambda base: base),
-        ({"rho": 0.3, "theta": 1.0}, lambda base: ov.sam(base, 0.3)),
-    ],
-)
-def test_vasso_without_a_radius_is_sgd_and_without_smoothing_sam(row, method):
-    base = optax.sgd(0.1)
-    split = digits.test_split()
-    params = digits.init_mlp(jax.random.key(0), (64, 8, 10))
-
-    def grad_fn(params):
-        return jax.grad(digits.cross_entropy)(
-            params, split.images[:20], split.labels[:20]
-        )
-
-    def update(optimizer):
-        optimizer = optax.with_extra_args_support(optimizer)
-        return optimizer.update(
-            grad_fn(params), optimizer.init(params), params, grad_fn=grad_fn
-        )[0]
-
-    expected = update(method(base))
-    found = update(batch_size.make_optimizer(base, row, 0))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        # The same operations, but for one addition of zero.
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("size", batch_size.SIZES)
+def test_updates_or_epochs_are_those_of_the_reference(size):
+    by_epochs, _ = batch_size.at_batch(options(), size, "sgd")
+    by_updates, _ = batch_size.at_batch(options("updates"), size, "sgd")
+    assert by_epochs.epochs == 60
+    assert by_updates.epochs * by_updates.steps_per_epoch == 60 * 20
+    for task in (by_epochs, by_updates):
+        assert task.batch == size
+        assert task.epochs % task.epochs_per_call == 0
 
 
-def test_the_smoke_run_writes_a_figure_and_the_numbers(tmp_path):
-    assert batch_size.main(["--smoke", "--results", str(tmp_path)]) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["batch_size_0.json", "batch_size_0.png"]
-    results = json.loads((tmp_path / names[0]).read_text())
-    epochs, updates = results["epochs"], results["updates"]
-    assert [column["updates"] for column in epochs] == [40, 8]
-    assert [column["updates"] for column in updates] == [40, 40]
-    assert epochs[0]["methods"] == updates[0]["methods"]
-    sgd, sam, _ = epochs[1]["methods"].values()
-    assert len(sgd["keskar"]) == results["seeds"] == 2
-    assert sgd["train_loss"] != sam["train_loss"]
+def test_the_search_begins_where_the_batch_size_says():
+    spaces = {
+        size: batch_size.at_batch(options(), size, "vasso")[1].space
+        for size in (50, 200)
+    }
+    assert spaces[200]["learning_rate"].high == 2 * spaces[50]["learning_rate"].high
+    assert spaces[200]["weight_decay"] == spaces[50]["weight_decay"]
+    assert list(spaces[50]) == ["learning_rate", "weight_decay", "rho", "theta"]
 
 
-def test_a_batch_larger_than_the_training_set_is_refused_in_one_line(tmp_path):
-    finished = subprocess.run(
-        [sys.executable, BATCH_SIZE, "--batch-sizes", "50,1001"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 2
-    assert "must be integers from 1 to 1000" in finished.stderr
-    assert finished.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+@pytest.fixture
+def content():
+    """Two methods at two batch sizes; SAM is worse by 1 and 3 points."""
+    random = np.random.default_rng(0)
+
+    def row(name, values):
+        sharpness = {key: list(random.uniform(1, 2, 3)) for key in batch_size.MEASURES}
+        return {
+            "label": name.upper(),
+            "hyperparameters": {"learning_rate": 0.1},
+            "gradients": 1200,
+            "seconds": 0.1,
+            "last": statistics.summary(values, 20),
+            "picked": statistics.summary(values, 20),
+            "sharpness": sharpness,
+        }
+
+    sizes = {}
+    for size, worse in (("10", 1.0), ("1000", 3.0)):
+        values = np.array([90.0, 92.0, 91.0])
+        noise = np.array([0.0, 0.1, -0.1])
+        rows = {"sgd": row("sgd", values), "sam": row("sam", values - worse + noise)}
+        sizes[size] = dict.fromkeys(("gradients", "epochs"), tables.compare(rows))
+    return {
+        "noise": 50,
+        "seeds": 3,
+        "matched": "epochs",
+        "sizes": sizes,
+        "largest_minus_smallest": batch_size.across(sizes),
+    }
+
+
+def test_the_largest_batch_is_compared_with_the_smallest(content):
+    found = content["largest_minus_smallest"]
+    assert found["SGD"]["mean"] == 0
+    assert found["SAM"]["mean"] == pytest.approx(-2)
+    assert found["SGD"]["p_holm"] == 1
+
+
+def test_tables_and_figure_are_made_of_the_file(content, tmp_path):
+    header, lines = batch_size.cells(content)
+    assert len(lines) == 4
+    assert {len(line) for line in lines} == {len(header)}
+    header, lines = batch_size.sharpness_cells(content)
+    assert {len(line) for line in lines} == {len(header)}
+    path = tmp_path / "figure.png"
+    batch_size.draw(path, content)
+    assert path.stat().st_size > 5000

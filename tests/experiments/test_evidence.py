@@ -65,9 +65,11 @@ def test_the_main_job_writes_numbers_and_a_figure(tmp_path, capsys):
     assert not (tmp_path / "label_noise.json").exists()
 
 
-def test_the_main_job_trains_with_what_the_search_picked():
-    """Every method's hyperparameters are those that its search space has."""
+@pytest.mark.parametrize(
+    "picked", [label_noise.PICKED, label_noise.PICKED_AT_EQUAL_EPOCHS]
+)
+def test_the_main_job_has_all_that_is_searched_of_every_method(picked):
     from experiments.harness.methods import METHODS
 
-    for name, picked in label_noise.PICKED.items():
-        assert list(picked) == list(METHODS[name].space)
+    for name, hyperparameters in picked.items():
+        assert list(hyperparameters) == list(METHODS[name].space)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evidence, label_noise
+from experiments import batch_size, evidence, flatness, label_noise
 from experiments.__main__ import runnable
 from experiments.harness import command_line, progress
 
@@ -56,7 +56,17 @@ def start(code, *arguments):
     )
 
 
-@pytest.mark.parametrize("name", ["label_noise", "evidence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "label_noise",
+        "evidence",
+        "flatness",
+        "batch_size",
+        "domain_generalization",
+        "char_lm",
+    ],
+)
 def test_help_imports_nothing_slow_and_explains_every_option(name):
     finished = start(HELP.format(name=name))
     out, error = finished.communicate()
@@ -76,6 +86,9 @@ def test_help_imports_nothing_slow_and_explains_every_option(name):
         (label_noise, ["--smoke", "--publish"], "a smoke run is never published"),
         (label_noise, ["--runs", "{file}"], "is not a folder"),
         (label_noise, ["--runs", "{file}/deeper"], "cannot write to"),
+        (batch_size, ["--sizes", "50,1001"], "must be an integer from 1 to 1000"),
+        (batch_size, ["--noise", "60"], "invalid choice: '60'"),
+        (flatness, ["--methods", "asam"], "'asam' is none of sgd, sam, vasso"),
         (evidence, ["--minutes", "nan"], "must be a finite number > 0, got 'nan'"),
         (evidence, ["--tasks", "mnist"], "'mnist' is none of digits-0"),
     ],
@@ -140,7 +153,7 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
 def test_experiments_are_listed_with_what_they_are_for():
     found = runnable()
     assert {"label_noise", "evidence"} <= set(found)
-    assert all(line.endswith(".") for line in found.values())
+    assert all(line.endswith((".", "?")) for line in found.values())
 
 
 def test_lines_say_how_much_is_done_and_how_long_it_will_take(monkeypatch, capsys):

@@ -180,3 +180,32 @@ def test_a_unit_searches_and_tests_on_other_seeds(wine, monkeypatch):
     assert found["gradients"]["epochs"] == 3
     assert found["epochs"]["epochs"] == 6
     assert found["search"]["picked"] == found["gradients"]["hyperparameters"]
+
+
+def test_units_that_are_saved_are_not_run_again(wine, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(task, method, plan, progress):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append((task.name, method.label))
+        return {"gradients": {"last": {"values": [1.0] * plan.seeds}}}
+
+    monkeypatch.setattr(units, "run", run)
+    wanted = {
+        ("a", "sgd"): (wine, METHODS["sgd"]),
+        ("a", "sam"): (wine, METHODS["sam"]),
+        ("b", "sgd"): (wine, METHODS["sgd"]),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        units.run_missing("all", tmp_path, wanted, units.SMOKE)
+    assert "2 of 3 units are saved" in capsys.readouterr().err
+    ran.clear()
+    found = units.run_missing("all", tmp_path, wanted, units.SMOKE)
+    assert len(ran) == 1
+    assert found.keys() == wanted.keys()
+    # What has fewer seeds than are asked for is run again.
+    ran.clear()
+    more = units.SMOKE._replace(seeds=3)
+    units.run_missing("all", tmp_path, dict([*wanted.items()][:1]), more)
+    assert len(ran) == 1

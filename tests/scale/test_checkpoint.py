@@ -441,4 +441,17 @@ def test_a_missing_orbax_names_the_extra():
     )
     _, errors = program(script).communicate(timeout=300)
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("ImportError: optax_vasso.checkpoint needs Orbax: pip")
+    assert last.startswith("ImportError: optax_vasso.checkpoint needs Orbax: run pip")
+
+
+def test_a_url_reaches_orbax_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(
+        checkpoint.ocp,
+        "CheckpointManager",
+        lambda directory, **_: opened.append(directory),
+    )
+    checkpoint.checkpoints("gs://bucket/run", CONFIG)
+    assert opened == ["gs://bucket/run"]
+    assert not list(tmp_path.iterdir())

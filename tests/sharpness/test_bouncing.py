@@ -1,17 +1,11 @@
-"""SAM at a minimum, and the two examples' command lines."""
-
-import importlib
-from pathlib import Path
+"""SAM at a minimum."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from optax_vasso import sam
-
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
 
 
 def test_sam_bounces_along_the_top_eigenvector_at_its_amplitude(x64):
@@ -41,24 +35,3 @@ def test_sam_bounces_along_the_top_eigenvector_at_its_amplitude(x64):
         np.testing.assert_allclose(np.abs(path[:, 0]), expected, rtol=1e-4)
         assert (np.sign(path[:-1, 0]) == -np.sign(path[1:, 0])).all()
         assert np.abs(path[:, 1:]).max() < 1e-4 * expected
-
-
-@pytest.mark.parametrize(
-    ("program", "arguments", "message"),
-    [
-        ("flatness", ["--noise", "2"], "must be a number from 0 to 1, got '2'"),
-        ("bouncing", ["--eta", "0.5"], "must be from 0.001 to 0.495, got '0.5'"),
-    ],
-)
-def test_a_bad_option_is_one_line_and_exit_code_two(
-    program, arguments, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(EXAMPLES)
-    with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(program).main(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())

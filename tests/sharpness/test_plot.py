@@ -102,6 +102,14 @@ def test_planes_side_by_side_share_an_axis_and_a_colour_bar():
     assert sizes == {axes[0].get_yticklabels()[0].get_size()}
 
 
+def test_the_numbers_of_a_colour_bar_are_as_large_as_those_of_a_new_figure():
+    ax = plot.plane(PLANE)
+    ax.figure.canvas.draw()
+    (bar,) = ax.child_axes
+    labels = [*bar.get_yticklabels(), *ax.get_yticklabels()]
+    assert {label.get_size() for label in labels} == {7}
+
+
 def test_the_contours_of_a_plane_are_spaced_by_what_it_spans():
     """Evenly in the logarithm over a factor of 50, evenly from below zero."""
 
@@ -170,5 +178,5 @@ def test_the_module_is_imported_without_matplotlib(monkeypatch):
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'optax-vasso\[plot\]'$"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plot\]' in a clone"):
         plot.line(LINE)

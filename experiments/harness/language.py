@@ -1,0 +1,188 @@
+"""Training of language models, every hyperparameter a traced number.
+
+The same for every method: AdamW below it, whose learning rate warms up over a twentieth
+of the run's own steps and falls to 0 along a half cosine.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_vasso as ov
+from experiments.harness.methods import Hyperparameters, Method
+from experiments.harness.progress import Progress
+from experiments.harness.rows import over_rows, place
+from experiments.harness.transformer import Transformer
+from experiments.tasks.corpus import Corpus, evenly_spaced_windows
+
+CONTEXT = 64
+BATCH = 8
+STEPS_PER_CALL = 60
+EVALUATION_WINDOWS = 512
+
+
+class Trained(NamedTuple):
+    """What came of some trainings; losses in nats per character.
+
+    Attributes:
+      steps: (evaluations,), after which was evaluated.
+      validation: (trainings, evaluations).
+      test: (trainings, evaluations); ``None`` unless it was asked for.
+      training: (trainings,), at the end, on some of the training text; like ``test``.
+      gradients: (trainings,), as counted.
+      seconds: per training, with all devices at work, without the call that compiles.
+    """
+
+    steps: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray | None
+    training: np.ndarray | None
+    gradients: np.ndarray
+    seconds: float
+
+
+def base(hyperparameters: Hyperparameters, steps: Any) -> optax.GradientTransformation:
+    """AdamW with a schedule that spans ``steps``, which may be traced."""
+    warmup = steps / 20
+
+    def schedule(step: jax.Array) -> jax.Array:
+        gone = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * gone))
+        return hyperparameters["learning_rate"] * jnp.minimum(step / warmup, falling)
+
+    return optax.chain(
+        optax.scale_by_adam(b2=0.99),
+        optax.add_decayed_weights(hyperparameters["weight_decay"]),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def train(
+    corpus: Corpus,
+    model: Transformer,
+    method: Method,
+    hyperparameters: Sequence[Hyperparameters],
+    seeds: Sequence[int],
+    *,
+    calls: int,
+    test: bool = False,
+    progress: Progress,
+) -> Trained:
+    """Train one network for each pair of hyperparameters and seed.
+
+    Args:
+      corpus: the text.
+      model: the network.
+      method: the optimizer; all trainings have the same one.
+      hyperparameters: one for each training, by the names of ``method.space``.
+      seeds: one for each training: it draws initialization and batches.
+      calls: length of all trainings, in units of ``STEPS_PER_CALL``.
+      test: evaluate on the test files too, and while training; a search must not.
+      progress: advanced by the gradients that were taken.
+    """
+    start, run, losses = _program(method, model)
+    size = jax.local_device_count()  # one network keeps a core busy
+    windows = {
+        split: evenly_spaced_windows(text, EVALUATION_WINDOWS, CONTEXT + 1)
+        for split, text in corpus.text.items()
+    }
+    text = jnp.asarray(corpus.text["training"], jnp.int32)
+    found: list[dict[str, np.ndarray]] = []
+    seconds, timed = 0.0, 0
+    for begin in range(0, len(seeds), size):
+        some = seeds[begin : begin + size]
+        points = hyperparameters[begin : begin + size]
+        rows = place(
+            {
+                "hyperparameters": {
+                    name: np.array([h[name] for h in points], np.float32)
+                    for name in method.space
+                },
+                "seed": np.array(some, np.uint32),
+                "steps": np.full(len(some), calls * STEPS_PER_CALL, np.float32),
+            },
+            size,
+        )
+        random = [np.random.default_rng([seed, 1]) for seed in some]
+        carry = jax.block_until_ready(start(rows))
+        history: dict[str, list[np.ndarray]] = {"validation": [], "test": []}
+        for call in range(calls):
+            began = time.perf_counter()
+            drawn = [
+                r.integers(0, len(text) - CONTEXT, (STEPS_PER_CALL, BATCH))
+                for r in random
+            ]
+            carry = run(text, carry, rows, place(np.array(drawn), size))
+            jax.block_until_ready(carry)
+            if call or begin:
+                seconds, timed = seconds + time.perf_counter() - began, timed + 1
+            for split, values in history.items():
+                if test or (split == "validation" and call == calls - 1):
+                    values.append(
+                        np.asarray(losses(windows[split], carry))[: len(some)]
+                    )
+            progress.advance(len(some) * STEPS_PER_CALL * method.gradients)
+        result = {split: np.stack(v, 1) for split, v in history.items() if v}
+        result["gradients"] = np.asarray(carry[1])[: len(some)]
+        if test:
+            result["training"] = np.asarray(losses(windows["training"], carry))
+            result["training"] = result["training"][: len(some)]
+        found.append(result)
+    merged = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    return Trained(
+        steps=STEPS_PER_CALL * (1 + np.arange(calls)),
+        validation=merged["validation"],
+        test=merged.get("test"),
+        training=merged.get("training"),
+        gradients=merged["gradients"],
+        seconds=seconds / max(1, timed) * calls / size,
+    )
+
+
+@functools.cache
+def _program(method: Method, model: Transformer) -> tuple[Callable[..., Any], ...]:
+    """Compiled functions of rows: start, run and losses."""
+
+    def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
+        chosen = row["hyperparameters"]
+        return method.make(base(chosen, row["steps"]), chosen, row["seed"])
+
+    def loss(params: Any, windows: jax.Array) -> jax.Array:
+        logits = model.apply({"params": params}, windows[:, :-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
+        return jnp.mean(losses)
+
+    def start(row: dict[str, Any]) -> Any:
+        empty = jnp.zeros((1, CONTEXT), jnp.int32)
+        params = model.init(jax.random.key(row["seed"]), empty)["params"]
+        return ov.init_train_state(params, optimizer_of(row)), jnp.zeros(())
+
+    def run(text: jax.Array, carry: Any, row: dict[str, Any], starts: jax.Array) -> Any:
+        train_step = ov.make_train_step(loss, optimizer_of(row))
+
+        def step(carry: Any, starts: jax.Array) -> tuple[Any, None]:
+            state, gradients = carry
+            windows = text[starts[:, None] + jnp.arange(CONTEXT + 1)[None]]
+            state, metrics = train_step(state, windows)
+            second = jnp.asarray(metrics.get("ascended", False))
+            return (state, gradients + 1 + second), None
+
+        return jax.lax.scan(step, carry, starts)[0]
+
+    def losses(windows: jax.Array, carry: Any) -> jax.Array:
+        state, _ = carry
+        params = ov.eval_params(state.opt_state, state.params)
+        batches = windows.reshape(-1, BATCH, CONTEXT + 1)
+        return jnp.mean(jax.lax.map(lambda batch: loss(params, batch), batches))
+
+    return (
+        over_rows(start),
+        over_rows(run, shared=1, donate_argnums=1),
+        over_rows(losses, shared=1),
+    )

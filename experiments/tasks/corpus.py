@@ -1,0 +1,95 @@
+"""The source of Python's standard library as text to model, whole files held out.
+
+The first 2,048 characters of every module that is one file
+(``sys.stdlib_module_names``, which has no tests in it), in alphabetical order. A hash
+of its name puts a module into one of three splits: about 60 % train, 20 % validate and
+20 % test. The text depends on the version of Python.
+"""
+
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SPLITS = ("training", "validation", "test")
+CHARACTERS_PER_MODULE = 2048
+VOCABULARY = 128  # ASCII; what is not, is 127, which no text uses.
+
+
+class Corpus(NamedTuple):
+    """Texts by split.
+
+    Attributes:
+      modules: the names of the modules of each split, sorted.
+      text: the characters of each split, uint8 in [0, 127], (length,).
+    """
+
+    modules: dict[str, list[str]]
+    text: dict[str, np.ndarray]
+
+    def describe(self) -> dict[str, Any]:
+        """What a results file says of the text; its hash tells two texts apart."""
+        whole = b"".join(map(bytes, self.text.values()))
+        return {
+            "sha256": hashlib.sha256(whole).hexdigest(),
+            "modules": {split: len(names) for split, names in self.modules.items()},
+            "characters": {split: len(text) for split, text in self.text.items()},
+        }
+
+
+def split_of(module: str) -> str:
+    """The split of a module, by the first byte of the SHA-256 of its name."""
+    share = hashlib.sha256(module.encode()).digest()[0] / 256
+    return SPLITS[(share >= 0.6) + (share >= 0.8)]
+
+
+def read(
+    folder: Path | None = None, modules: Iterable[str] = sys.stdlib_module_names
+) -> Corpus:
+    """The text of the modules that are single files in ``folder``.
+
+    Args:
+      folder: where the sources lie; ``None`` for the standard library of this Python.
+      modules: names of modules; those without a ``.py`` file there are left out.
+
+    Raises:
+      ValueError: if a split is left with less than a thousand characters.
+    """
+    folder = Path(folder or sysconfig.get_paths()["stdlib"])
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    parts = {split: [np.empty(0, np.uint8)] for split in SPLITS}
+    for module in sorted(modules):
+        path = folder / f"{module}.py"
+        if path.is_file():
+            names[split_of(module)].append(module)
+            parts[split_of(module)].append(encode(path.read_text(encoding="utf-8")))
+    text = {split: np.concatenate(part) for split, part in parts.items()}
+    for split, characters in text.items():
+        if len(characters) < 1000:
+            raise ValueError(
+                f"{folder} leaves {len(characters)} characters to {split}: run a "
+                "Python that has the sources of its standard library as files."
+            )
+    return Corpus(names, text)
+
+
+def encode(text: str) -> np.ndarray:
+    """The first characters of a module as integers in [0, 127], uint8."""
+    codes = np.array([ord(c) for c in text[:CHARACTERS_PER_MODULE]], np.uint32)
+    return np.minimum(codes, VOCABULARY - 1).astype(np.uint8)
+
+
+def evenly_spaced_windows(text: np.ndarray, count: int, length: int) -> np.ndarray:
+    """The same windows every time, (count, length) int32, to evaluate on."""
+    starts = np.linspace(0, len(text) - length, count).astype(int)
+    return text[starts[:, None] + np.arange(length)].astype(np.int32)
+
+
+def loss_of_frequencies(corpus: Corpus) -> float:
+    """Nats per test character of who knows only how often characters occur."""
+    counts = np.bincount(corpus.text["training"], minlength=VOCABULARY) + 1.0
+    return float(-np.mean(np.log(counts / counts.sum())[corpus.text["test"]]))
