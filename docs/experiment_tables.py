@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import (
     answers,
+    automatic,
     batch_size,
     best_radius,
     bouncing,
@@ -155,6 +156,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_search": search,
     "evidence_clean_labels": clean_labels,
     **{f"answers_{name}": lambda n=name: question(n) for name in QUESTIONS},
+    **{
+        f"{name}_{what}": lambda n=name, k=key, c=cells: markdown(
+            *c(load("automatic")["methods"][n][k])
+        )
+        for name in automatic.SEARCHED
+        for what, key, cells in (
+            ("candidates", "tried", automatic.candidate_cells),
+            ("compared", "compared", automatic.compared_cells),
+        )
+    },
+    "collapse_guard": lambda: markdown(
+        *automatic.guard_cells(load("automatic")["guard"])
+    ),
     "label_noise": lambda: main_job("label_noise"),
     "label_noise_epochs": lambda: main_job("label_noise_epochs"),
     "radius_0.0005": lambda: heat_map("0.0005"),

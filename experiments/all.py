@@ -41,6 +41,7 @@ RUNS = (
     Run("label_noise_epochs", 90, "label_noise", ("--budget", "epochs")),
     Run("evidence", 3000),
     Run("answers", 5),
+    Run("automatic", 900),
     Run("choosing_rho", 5),
     Run("radius_digits-75", 100, "radius"),
     Run("best_radius", 110),

@@ -155,7 +155,7 @@ def test_guard(options: Any, progress: Any) -> dict[str, Any]:
         "healthy": harness.statistics.paired_difference(
             guarded[healthy], plain[healthy]
         ),
-        "healthy_mean": float(plain[healthy].mean()),
+        "healthy_means": [float(x[healthy].mean()) for x in (plain, guarded)],
     }
 
 
@@ -249,7 +249,8 @@ def report(
             label = harness.methods.METHODS[name].label
             harness.tables.show(label, *candidate_cells(tried))
             harness.tables.show(label, *compared_cells(compared))
-    print(content["guard"])
+    if content["guard"]:
+        harness.tables.show("Guard", *guard_cells(content["guard"]))
     command_line.save(
         options,
         "automatic",
@@ -328,6 +329,22 @@ def compared_cells(compared: dict[str, Any]) -> tuple[list[str], list[list[str]]
         for task, found in compared.items()
     ]
     return ["task", "automatic (%)", "searched (%)", "difference", "collapsed"], lines
+
+
+def guard_cells(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """VaSSO at the edge of collapse without and with the guard."""
+    header = [
+        "",
+        "collapsed",
+        "accuracy of the seeds that did not collapse without (%)",
+    ]
+    with_and_without = zip(
+        ("without", "with"), found["collapsed"], found["healthy_means"], strict=True
+    )
+    return header, [
+        [name, f"{lost} of {found['seeds']}", f"{mean:.1f}"]
+        for name, lost, mean in with_and_without
+    ]
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:

@@ -244,3 +244,32 @@ def test_a_guarded_ascent_changes_no_type(dtype):
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(perturbation, params)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "most"), [(ov.auto_vasso, 2.01), (ov.auto_lagged_vasso, 1.01)]
+)
+def test_a_step_costs_two_gradients_or_one(recipe, most):
+    """By XLA's count of operations, at 1,024 examples per step."""
+    params = [jnp.ones((128, 128)) for _ in range(2)]
+    inputs = jnp.ones((1024, 128))
+    optimizer = recipe(optax.sgd(0.1, momentum=0.9), ceiling=2.0)
+
+    def loss(params):
+        h = inputs
+        for kernel in params:
+            h = jnp.tanh(h @ kernel)
+        return jnp.mean(h)
+
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params)
+        return optimizer.update(
+            grads, state, params, grad_fn=jax.grad(loss), value=value
+        )
+
+    def operations(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    gradient = operations(jax.value_and_grad(loss), params)
+    taken = operations(step, params, optimizer.init(params)) / gradient
+    assert most - 1 < taken < most
