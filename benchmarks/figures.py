@@ -47,11 +47,12 @@ def limits(path: Path) -> None:
     rows = page.load("limits")["rows"]
     figure, axes = shared.panels(1, 1, width=5.0)
     ax = axes[0, 0]
-    for color, chain in zip(COLORS, ("VaSSO", "SAM"), strict=False):
+    for name, chain in (("vasso", "VaSSO"), ("sam", "SAM")):
+        color = shared.style_of(name).color
         points = [
-            (int(name.split(", ")[1].split()[0]), row["share"])
-            for name, row in rows.items()
-            if name.startswith(f"{chain}, ")
+            (int(key.split(", ")[1].split()[0]), row["share"])
+            for key, row in rows.items()
+            if key.startswith(f"{chain}, ")
         ]
         leaves, shares = zip(*points, strict=True)
         low, median, high = 100 * np.array(shares).T
