@@ -141,7 +141,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
                 color=figures.COLORS[number],
                 dashed=value == REFERENCE[dial],
             )
-        ax.set_title(dial)
+        ax.set(title=dial, ylim=(0, 100))
         ax.legend(frameon=False, fontsize=8)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     figure.suptitle(

@@ -16,7 +16,7 @@ from experiments.harness import command_line
 
 TASKS = {"75 % random labels": "digits-75", "50 % random labels": "digits-50"}
 SETTING = {"learning_rate": 0.05, "weight_decay": 0.005}
-RADII = (0.16, 0.28, 0.5, 0.9)
+RADII = (0.09, 0.16, 0.28, 0.5, 0.9)
 THETAS = (0.2, 0.5)
 # Steps from one clean gradient to the next; "never" is longer than any training.
 PERIODS = {"never": 1e6, "every 5th step": 5.0, "every 2nd step": 2.0}
@@ -24,7 +24,7 @@ PERIODS = {"never": 1e6, "every 5th step": 5.0, "every 2nd step": 2.0}
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, print, write."""
-    parser = command_line.experiment_parser("lagged_feeding", __doc__, seeds=8)
+    parser = command_line.experiment_parser("lagged_feeding", __doc__, seeds=6)
     options = command_line.parse(parser, arguments)
     harness.rows.use_all_cores()
     from experiments import tasks

@@ -16,7 +16,7 @@ from experiments.harness import command_line
 
 TASK = "digits-75"
 SETTING = {"learning_rate": 0.05, "weight_decay": 0.005}
-RADII = (0.16, 0.28, 0.5, 0.9, 1.6)
+RADII = (0.16, 0.28, 0.5, 0.9, 1.6, 2.8)
 THETAS = (1.0, 0.2, 0.05)
 # Share of the training in which the radius grows.
 WARMUPS = {"nothing": 0.0, "the first third": 1 / 3, "all of the training": 1.0}

@@ -31,5 +31,5 @@ def test_the_links_of_a_page_lead_somewhere(page):
 def test_the_readme_has_code_and_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert len(BLOCK.findall(text)) >= 2
-    assert "examples/label_noise.py" in text
+    assert "-m experiments.label_noise" in text
     assert "-m pytest" in text

@@ -69,6 +69,10 @@ def test_trigrams_are_counted_wherever_they_stand():
     assert text.trigrams(b"abc").sum() == 1
 
 
+def test_no_class_of_the_teacher_is_a_good_guess():
+    assert tasks.chance(tasks.load("teacher-60")) < 25
+
+
 def test_at_the_teacher_the_hessian_is_the_fisher_information():
     """Over the teacher's own labels, whose expectation is taken exactly."""
     inputs = teacher_student.teacher_inputs(3)
