@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line.experiment_parser(
         "batch_size",
         __doc__,
-        seeds=16,
+        seeds=8,
         methods=command_line.METHOD_LABELS,
         default_methods=METHODS,
     )
@@ -225,15 +225,18 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     axes[0, 0].legend(frameon=False, fontsize=8)
     for ax, key in zip(axes[0, 1:], DRAWN, strict=True):
         ax.set_ylabel(MEASURES[key])
-        ax.set_yscale("linear" if key == "loss_gap" else "log")
+        if key != "loss_gap":
+            figures.logarithmic(ax.yaxis)
     for ax in axes.flat:
         ax.set_xscale("log")
         ax.set_xticks(sizes, [f"{size}" for size in sizes])
-        ax.minorticks_off()
+        ax.xaxis.minorticks_off()
         ax.set_xlabel("batch size (images)")
+    noise = content["noise"]
+    labels = f"{noise} % random labels" if noise else "true labels"
     figure.suptitle(
-        f"Digits, {content['noise']} % random labels, {content['matched']} matched, "
-        f"equal gradients: mean ± standard error, {content['seeds']} seeds",
+        f"Digits, {labels}, {content['matched']} matched, equal gradients: mean ± "
+        f"standard error, {content['seeds']} seeds",
         fontsize=10,
     )
     figures.save(figure, path)

@@ -76,6 +76,16 @@ def points(
     )
 
 
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis that names 1, 2 and 5 of every decade."""
+    from matplotlib import ticker
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def curves(ax: Any, rows: dict[str, Any], label: str = "test accuracy (%)") -> None:
     """A measure over the gradients taken, mean ± standard error."""
     for name, row in rows.items():
