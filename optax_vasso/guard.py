@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.automatic import projected_perturb, self_tuned_ema
+from optax_vasso.automatic import projected_perturb
+from optax_vasso.smoothing import vasso_ema
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
@@ -149,8 +150,11 @@ def collapse_guard(
 
 
 def automatic_ascent(
-    ceiling: Hyperparameter, r: Hyperparameter, accumulator_dtype: Any
+    ceiling: Hyperparameter,
+    r: Hyperparameter,
+    theta: Hyperparameter,
+    accumulator_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The ascent chain of the automatic methods."""
-    smoothing = self_tuned_ema(accumulator_dtype=accumulator_dtype)
+    smoothing = vasso_ema(theta, accumulator_dtype=accumulator_dtype)
     return collapse_guard(projected_perturb(r, smoothing), ceiling)

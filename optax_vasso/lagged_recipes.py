@@ -83,33 +83,35 @@ def auto_lagged_vasso(
     optimizer: optax.GradientTransformation,
     ceiling: Hyperparameter,
     r: Hyperparameter = 0.3,
+    theta: Hyperparameter = 0.4,
     *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """VaSSO at one gradient per step, with θ and ρ that need no search.
+    """VaSSO at one gradient per step, with a radius that needs no search.
 
     What :func:`auto_vasso` is to :func:`vasso`, this is to :func:`lagged_vasso`. The
-    perturbation cannot carry an average that the guard may shorten to zero, so the
-    state has three buffers like the parameters.
+    perturbation, which the guard may shorten to zero, cannot carry the average, so the
+    state has two buffers like the parameters.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
       r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
-      accumulator_dtype: dtype of the averages; by default that of the parameters.
+      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
+      accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the loss as
-      ``value``, which :func:`make_train_step` passes. ``theta``, ``rho`` and ``guard``
-      are among the metrics.
+      ``value``, which :func:`make_train_step` passes. ``rho`` and ``guard`` are among
+      the metrics.
 
     Raises:
       ValueError: if a hyperparameter is out of its range; at ``update``, if ``value``
         is missing.
     """
-    ascent = automatic_ascent(ceiling, r, accumulator_dtype)
+    ascent = automatic_ascent(ceiling, r, theta, accumulator_dtype)
     return lagged(optimizer, masked_ascent(ascent, mask))
 
 

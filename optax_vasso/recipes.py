@@ -118,29 +118,31 @@ def auto_vasso(
     optimizer: optax.GradientTransformation,
     ceiling: Hyperparameter,
     r: Hyperparameter = 0.3,
+    theta: Hyperparameter = 0.4,
     *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """VaSSO with θ and ρ that need no search.
+    """VaSSO with a radius that needs no search.
 
-    θ follows the innovations (:func:`self_tuned_ema`), ρ the angle between the average
-    and the gradient (:func:`projected_perturb`), and nothing is perturbed before the
-    loss is below that of guessing (:func:`collapse_guard`). The state has one buffer
-    more than that of :func:`vasso`.
+    ρ follows the angle between the average and the gradient
+    (:func:`projected_perturb`), and nothing is perturbed before the loss is below that
+    of guessing (:func:`collapse_guard`). To let θ follow the gradients as well, put
+    :func:`self_tuned_ema` in the place of :func:`vasso_ema`.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`:
         log C nats for the cross-entropy of C classes.
       r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
-      accumulator_dtype: dtype of the averages; by default that of the parameters.
+      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
+      accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
       in :func:`sharpness_aware`, and the loss as ``value``; :func:`make_train_step`
-      passes both. ``theta``, ``rho`` and ``guard`` are among the metrics.
+      passes both. ``rho`` and ``guard`` are among the metrics.
 
     Examples:
       >>> import math
@@ -154,13 +156,12 @@ def auto_vasso(
       ...     updates, state = optimizer.update(
       ...         params, state, params, grad_fn=lambda x: x, value=loss
       ...     )
-      >>> for name in ("theta", "rho", "guard"):
+      >>> for name in ("rho", "guard"):
       ...     print(name, optax.tree.get(state, name))
-      theta 0.1
       rho 0.3
       guard 1.0
     """
-    ascent = automatic_ascent(ceiling, r, accumulator_dtype)
+    ascent = automatic_ascent(ceiling, r, theta, accumulator_dtype)
     return sharpness_aware(optimizer, masked_ascent(ascent, mask))
 
 
