@@ -56,7 +56,8 @@ def collapse_guard(
 
     with a moving average l_t of the loss: nothing is perturbed at the ceiling, all of ε
     arrives where the loss is a share ``margin`` below it, and a training that falls
-    back is let go before it is lost. It costs two scalars.
+    back is let go before it is lost. It costs two scalars, and accuracy where nothing
+    would have collapsed, since the perturbation begins later.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
