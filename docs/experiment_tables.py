@@ -11,7 +11,6 @@ from experiments import (
     batch_size,
     best_radius,
     bouncing,
-    char_lm,
     choosing_rho,
     domain_generalization,
     flatness,
@@ -189,24 +188,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "bouncing": lambda: markdown(*bouncing.cells(load("bouncing"))),
     **{
         f"batch_size_{noise}{name}": lambda n=noise, c=cells: found_at_batch_sizes(n, c)
-        for noise in ("0", "50")
+        for noise in ("0",)
         for name, cells in (
             ("", batch_size.cells),
             ("_sharpness", batch_size.sharpness_cells),
         )
     },
     "batch_size_0_across": lambda: across_batch_sizes("0"),
-    "batch_size_50_across": lambda: across_batch_sizes("50"),
     **{
         f"domains_{budget}": lambda b=budget: markdown(
             *domain_generalization.cells(load("domain_generalization")[b])
         )
         for budget in ("gradients", "epochs")
-    },
-    **{
-        f"char_lm_{budget}": lambda b=budget: markdown(
-            *char_lm.cells(load("char_lm")[b])
-        )
-        for budget in ("gradients", "steps")
     },
 }
