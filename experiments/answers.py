@@ -153,7 +153,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """A panel per question, and the gain over SGD by label noise."""
     figures, questions = harness.figures, content["questions"]
     tasks = dict.fromkeys(row["task"] for rows in questions.values() for row in rows)
-    figure, axes = figures.panels(2, 3, width=5.2, height=5.6)
+    figure, axes = figures.panels(2, 3, width=5.2, height=6.2)
     for ax, (question, rows) in zip(axes.flat, questions.items(), strict=False):
         figures.differences(ax, rows, list(tasks))
         if ax not in axes[:, 0]:

@@ -6,16 +6,17 @@ label noise and the norm of the parameters; then rules that predict it from what
 known before training, and their error on the task that they were made without.
 """
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import evidence, harness, tasks
+from experiments import evidence, harness
 from experiments.harness import command_line
 
 METHODS = ("sam", "vasso", "lagged_vasso")
+# The searches from which it is seen what the radius moves with.
+TOGETHER = {"SAM and VaSSO": ("sam", "vasso"), "lagged VaSSO": ("lagged_vasso",)}
 # Rule -> what it is told of a task before training.
 RULES: dict[str, tuple[str, ...]] = {
     "ρ = c": (),
@@ -24,21 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ρ = c ‖x₀‖^a exp(b w)": ("log_norm", "wrong_labels"),
 }
 SYMBOLS = {"log_norm": "a", "wrong_labels": "b"}
-# What the radius may move with -> how its effect is said.
-MOVERS = {
-    "log_theta": "θ halved: ρ times",
-    "log_weight_decay": "weight decay doubled: ρ times",
-    "log_learning_rate": "learning rate doubled: ρ times",
-    "log_norm": "‖x₀‖ doubled: ρ times",
-    "wrong_labels": "25 points more wrong labels: ρ times",
-}
-STEPS = {"log_theta": -np.log(2), "wrong_labels": 0.25}
-# A trial is good if its validation accuracy is so near to the best, in points.
-GOOD = 1.0
-# Trials within this factor of a rule's radius say what it would have reached.
-NEAR = 1.5
-
-Unit = dict[str, Any]
+WRONG = (0, 0.25, 0.5, 0.7)  # within what the tasks have
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,23 +38,23 @@ def main(arguments: list[str] | None = None) -> int:
             f"the evidence has {len(found['tasks'])} tasks, too few to make a rule: "
             "run python -m experiments.evidence to its end"
         )
+    rules = harness.radius_rules
     units = [
-        unit(task, method, content["search"][method])
+        rules.unit(task, method, content["search"][method])
         for task, content in found["tasks"].items()
         for method in METHODS
         if method in content["search"]
     ]
     content = {
-        "good": GOOD,
-        "near": NEAR,
+        "good": rules.GOOD,
         "units": units,
         "moves": {
-            "SAM and VaSSO": moves([u for u in units if u["method"] != METHODS[2]]),
-            "lagged VaSSO": moves([u for u in units if u["method"] == METHODS[2]]),
+            name: rules.moves([u for u in units if u["method"] in methods])
+            for name, methods in TOGETHER.items()
         },
         "rules": [
             {"method": method, "rule": name}
-            | leave_one_out([u for u in units if u["method"] == method], features)
+            | rules.leave_one_out([u for u in units if u["method"] == method], features)
             for method in METHODS
             for name, features in RULES.items()
         ],
@@ -84,109 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
         draw=draw,
     )
     return 0
-
-
-def unit(name: str, method: str, search: dict[str, Any]) -> Unit:
-    """What a search says of the radius, and what is known of its task beforehand."""
-    task = tasks.load(name)
-    params = task.network.init(np.random.default_rng(0))
-    wrong = tasks.split(task, 0).given_labels != task.labels
-    known = {
-        "log_norm": float(np.log(harness.networks.norm(params))),
-        "wrong_labels": float(wrong.mean()),
-    }
-    trials = [
-        {
-            "rho": trial["rho"],
-            "score": float(np.mean(trial["scores"])),
-            "seeds": len(trial["scores"]),
-            "log_theta": float(np.log(trial.get("theta", 1.0))),
-            "log_weight_decay": float(np.log(trial["weight_decay"])),
-            "log_learning_rate": float(np.log(trial["learning_rate"])),
-        }
-        | known
-        for trial in search["trials"]
-    ]
-    most, fewest = (pick(trial["seeds"] for trial in trials) for pick in (max, min))
-    finalists = [trial for trial in trials if trial["seeds"] == most]
-    best = max(trial["score"] for trial in finalists)
-    # Trials of the first stage only are too uncertain to be called good.
-    good = [
-        trial["rho"]
-        for trial in trials
-        if trial["score"] >= best - GOOD and trial["seeds"] > fewest
-    ]
-    return {
-        "task": task.title,
-        "method": method,
-        "picked": search["picked"],
-        "best": best,
-        "good_radii": [min(good), max(good)],
-        "finalists": finalists,
-        "trials": [{k: trial[k] for k in ("rho", "score")} for trial in trials],
-    } | known
-
-
-def fit(rows: list[dict[str, Any]], features: list[str]) -> np.ndarray:
-    """Least squares of log ρ: the constant, and a coefficient per feature."""
-    known = np.array([[1.0, *(row[name] for name in features)] for row in rows])
-    return np.linalg.lstsq(known, np.log([row["rho"] for row in rows]))[0]
-
-
-def moves(units: list[Unit]) -> list[dict[str, Any]]:
-    """Factors on ρ, with 95 % intervals by leaving out one task after another."""
-    features = [
-        name
-        for name in MOVERS
-        if len({trial[name] for u in units for trial in u["finalists"]}) > 1
-    ]
-
-    def coefficients(leaving_out: str | None) -> np.ndarray:
-        kept = [u for u in units if u["task"] != leaving_out]
-        return fit([trial for u in kept for trial in u["finalists"]], features)[1:]
-
-    names = list(dict.fromkeys(u["task"] for u in units))
-    whole, parts = coefficients(None), np.array([coefficients(n) for n in names])
-    count = len(names)
-    errors = np.sqrt((count - 1) / count * ((parts - parts.mean(0)) ** 2).sum(0))
-    rows = []
-    for name, value, error in zip(features, whole, errors, strict=True):
-        step = STEPS.get(name, np.log(2))
-        ends = harness.statistics.interval(value * step, abs(error * step), count)
-        rows.append(
-            {
-                "mover": MOVERS[name],
-                "factor": float(np.exp(value * step)),
-                "interval": [float(np.exp(end)) for end in ends],
-            }
-        )
-    return rows
-
-
-def leave_one_out(units: list[Unit], features: tuple[str, ...]) -> dict[str, Any]:
-    """The error of a rule on each task, when it is made on the others."""
-    rows = [u | {"rho": u["picked"]["rho"]} for u in units]
-    errors = []
-    for row in rows:
-        others = [other for other in rows if other is not row]
-        constant, *slopes = fit(others, list(features))
-        told = (slope * row[name] for slope, name in zip(slopes, features, strict=True))
-        rho = float(np.exp(constant + sum(told)))
-        near = [
-            trial["score"]
-            for trial in row["trials"]
-            if max(trial["rho"] / rho, rho / trial["rho"]) <= NEAR
-        ]
-        errors.append(
-            {
-                "task": row["task"],
-                "rho": rho,
-                "factor": max(rho / row["rho"], row["rho"] / rho),
-                "good": row["good_radii"][0] <= rho <= row["good_radii"][1],
-                "lost": row["best"] - max(near) if near else None,
-            }
-        )
-    return {"coefficients": fit(rows, list(features)).tolist(), "errors": errors}
 
 
 def picks(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -226,13 +110,12 @@ def movers(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["methods", "change", "factor", "95 %"], lines
 
 
-def rules(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def all_rules(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The rules with their errors on the tasks that they were made without."""
     lines = []
     for rule in content["rules"]:
         errors = rule["errors"]
         factors = [error["factor"] for error in errors]
-        lost = [error["lost"] for error in errors if error["lost"] is not None]
         constant, *slopes = rule["coefficients"]
         numbers = [np.exp(constant), *slopes]
         names = ["c", *(SYMBOLS[feature] for feature in RULES[rule["rule"]])]
@@ -246,8 +129,6 @@ def rules(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{np.median(factors):.2f}",
                 f"{max(factors):.2f}",
                 f"{sum(error['good'] for error in errors)} of {len(errors)}",
-                f"{np.mean(lost):.1f}",
-                f"{max(lost):.1f}",
             ]
         )
     return [
@@ -257,24 +138,48 @@ def rules(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "median factor",
         "largest",
         "among the good",
-        "points lost, mean",
-        "most",
     ], lines
+
+
+def safest(content: dict[str, Any], method: str) -> dict[str, Any]:
+    """The rule of a method whose largest error is the smallest."""
+    rules = [rule for rule in content["rules"] if rule["method"] == method]
+    return min(rules, key=lambda rule: max(e["factor"] for e in rule["errors"]))
+
+
+def to_use(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What those rules say, for a network with the median norm at the start."""
+    known = {"log_norm": np.median([u["log_norm"] for u in content["units"]])}
+    lines = []
+    for method in METHODS:
+        rule = safest(content, method)
+        constant, *slopes = rule["coefficients"]
+        line = [command_line.METHOD_LABELS[method], rule["rule"]]
+        for wrong in WRONG:
+            told = [
+                slope * (known | {"wrong_labels": wrong})[feature]
+                for slope, feature in zip(slopes, RULES[rule["rule"]], strict=True)
+            ]
+            line.append(f"{np.exp(constant + sum(told)):.2f}")
+        lines.append([*line, f"{max(e['factor'] for e in rule['errors']):.1f}"])
+    shares = [f"w = {wrong:.0%}" for wrong in WRONG]
+    return ["method", "rule", *shares, "wrong by at most a factor of"], lines
 
 
 def show(content: dict[str, Any]) -> None:
     """Print the tables."""
     harness.tables.show("The radius that the search picked", *picks(content))
     harness.tables.show("What the radius moves with", *movers(content))
+    harness.tables.show("ρ by the share w of wrong labels", *to_use(content))
     harness.tables.show(
         "Rules for ρ: ‖x₀‖ is the norm of the parameters at the start, w the share of "
         "wrong labels; errors on the task that the rule was made without",
-        *rules(content),
+        *all_rules(content),
     )
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """The picked radii by task, and against those of the best rule."""
+    """The picked radii by task, and against those of the rule that errs least."""
     figures = harness.figures
     names = list(dict.fromkeys(u["task"] for u in content["units"]))
     figure, axes = figures.panels(1, 2, width=5.4, height=4.6)
@@ -291,26 +196,25 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             label=method.label,
             **style,
         )
-        rule = min(
-            (rule for rule in content["rules"] if rule["method"] == name),
-            key=lambda rule: np.median([e["factor"] for e in rule["errors"]]),
-        )
+        rule = safest(content, name)
         axes[0, 1].plot(
             [e["rho"] for e in rule["errors"]],
             [u["picked"]["rho"] for u in of_method],
             label=f"{method.label}: {rule['rule']}",
             **style,
         )
-    wrapped = [textwrap.fill(name, 30) for name in names]
-    axes[0, 0].set_yticks(range(0, -len(names), -1), wrapped)
-    axes[0, 0].set(xscale="log", xlabel="radius ρ", title="picked; line: as good")
+    figures.task_axis(axes[0, 0], names)
+    axes[0, 0].set(xscale="log", xlabel="radius ρ")
+    axes[0, 0].set_title("picked; the line spans radii that are as good", fontsize=9)
     ends = np.array(axes[0, 0].get_xlim())
     for factor, dashes in ((1, "-"), (2, ":"), (0.5, ":")):
         axes[0, 1].plot(ends, factor * ends, dashes, color="black", linewidth=0.8)
-    axes[0, 1].set(
-        xscale="log", yscale="log", xlabel="ρ of the rule", ylabel="picked ρ"
-    )
-    axes[0, 1].set_title("rule made on the other tasks; dotted: a factor of 2")
+    axes[0, 1].set(xscale="log", yscale="log")
+    axes[0, 1].set(xlabel="ρ of the rule", ylabel="picked ρ (dotted: a factor of 2)")
+    axes[0, 1].set_title("a rule that was made on the other tasks", fontsize=9)
+    axes[0, 1].set_xlim(ends)
+    for axis in (axes[0, 0].xaxis, axes[0, 1].xaxis, axes[0, 1].yaxis):
+        figures.plain_logarithms(axis)
     for ax in axes[0]:
         ax.legend(frameon=False, fontsize=8)
     figures.save(figure, path)

@@ -114,6 +114,26 @@ def cells(panel: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["ρ", *(f"{rho:g}" for rho in radii), "robust radius"], lines
 
 
+def gains(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The best point of each heat map against the best of SAM, paired by seed."""
+    describe, best = harness.methods.describe, harness.grids.best
+    lines = []
+    for title, panel in content["panels"].items():
+        chosen = best(panel["points"])
+        sam = best(next(p for theta, p in by_theta(panel).items() if theta == 1))
+        difference = harness.statistics.paired_difference(
+            chosen["accuracy"]["values"], sam["accuracy"]["values"]
+        )
+        line = [title]
+        for point in (chosen, sam):
+            own = {k: point["hyperparameters"][k] for k in ("rho", "theta")}
+            accuracy = harness.tables.mean_and_error(point["accuracy"])
+            line.append(f"{accuracy} ({describe(own)})")
+        line.append(harness.tables.plus_minus(difference))
+        lines.append([*line, harness.tables.p_value(difference["p"])])
+    return ["", "best (%)", "best of SAM (%)", "difference", "p"], lines
+
+
 def show(content: dict[str, Any]) -> None:
     """Print a table per weight decay."""
     for title, panel in content["panels"].items():
@@ -122,6 +142,8 @@ def show(content: dict[str, Any]) -> None:
             f"{content['seeds']} seeds per point; in brackets, how many collapsed",
             *cells(panel),
         )
+    if all(1 in by_theta(panel) for panel in content["panels"].values()):
+        harness.tables.show("The best points of the grids", *gains(content))
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:

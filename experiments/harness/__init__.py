@@ -16,6 +16,7 @@ MODULES = (
     "methods",
     "networks",
     "progress",
+    "radius_rules",
     "rows",
     "solutions",
     "statistics",

@@ -10,6 +10,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 from experiments.harness.methods import METHODS, Method
 from optax_vasso import sharpness
@@ -161,9 +162,7 @@ def differences(ax: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:
     shown = [tick for tick in ticks if low <= tick <= high]
     ax.set_xticks(shown, [f"{tick:g}".replace("-", "−") for tick in shown])
     ax.minorticks_off()
-    names = [textwrap.fill(task, 30) for task in tasks]
-    ax.set_yticks(range(0, -len(tasks), -1), names)
-    ax.set_ylim(0.5 - len(tasks), 0.5)
+    task_axis(ax, tasks)
     ax.set_xlabel("difference in test accuracy (points)")
     handles = [
         plt.Line2D([], [], color=color, marker="o", label=kind)
@@ -176,6 +175,20 @@ def differences(ax: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, -0.1),
     )
+
+
+def task_axis(ax: Any, tasks: Sequence[str]) -> None:
+    """Tasks from top to bottom, at the heights 0, −1 and so on."""
+    names = [textwrap.fill(task, 36) for task in tasks]
+    ax.set_yticks(range(0, -len(tasks), -1), names, fontsize=8)
+    ax.set_ylim(0.5 - len(tasks), 0.5)
+
+
+def plain_logarithms(axis: Any) -> None:
+    """Ticks of a logarithmic axis as people write them: 0.05, 0.1, 0.2."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
