@@ -117,7 +117,9 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             figures.over_radius(ax, points, label=name, color=color)
         ax.set(title=title, ylim=(0, 100))
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    axes[0, 0].legend(frameon=False, fontsize=8, title="ρ grows over")
+    axes[0, -1].legend(
+        frameon=False, fontsize=8, title="ρ grows over", loc="lower left"
+    )
     figure.suptitle(
         f"{panel['task']}: mean ± standard error over {content['seeds']} seeds; "
         "ring: the best radius",

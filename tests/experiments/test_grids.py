@@ -116,6 +116,12 @@ def test_the_table_of_a_heat_map_has_its_collapsed_seeds_in_brackets():
             )
         ]
     }
+    gains = radius.gains({"panels": {"weight decay 0": panel}})[1]
+    assert gains[0][1:4] == [
+        "81.0 ± 1.0 (ρ = 0.1, θ = 0.4)",
+        "73.0 ± 1.0 (ρ = 0.5, θ = 1)",
+        "+8.0 ± 0.0",
+    ]
     header, rows = radius.cells(panel)
     assert header == ["ρ", "0.1", "0.5", "robust radius"]
     assert rows == [
