@@ -129,14 +129,9 @@ def question(name: str) -> str:
     return markdown(*answers.cells(load("answers")["questions"][QUESTIONS[name]]))
 
 
-def found_at_batch_sizes(noise: str, cells: Callable[[Any], Any]) -> str:
-    """A table of the batch sizes at a share of noise."""
-    return markdown(*cells(load(f"batch_size_{noise}")))
-
-
-def across_batch_sizes(noise: str) -> str:
+def across_batch_sizes() -> str:
     """Accuracy at the largest batch minus that at the smallest."""
-    found = load(f"batch_size_{noise}")
+    found = load("batch_size_0")
     smallest, *_, largest = found["sizes"]
     header = ["method", f"batch {largest} − batch {smallest}", "p (Holm)"]
     rows = found["largest_minus_smallest"]
@@ -188,15 +183,11 @@ TABLES: dict[str, Callable[[], str]] = {
         *flatness.cells(load("flatness")["methods"], flatness.ADVERSARY)
     ),
     "bouncing": lambda: markdown(*bouncing.cells(load("bouncing"))),
-    **{
-        f"batch_size_{noise}{name}": lambda n=noise, c=cells: found_at_batch_sizes(n, c)
-        for noise in ("0",)
-        for name, cells in (
-            ("", batch_size.cells),
-            ("_sharpness", batch_size.sharpness_cells),
-        )
-    },
-    "batch_size_0_across": lambda: across_batch_sizes("0"),
+    "batch_size": lambda: markdown(*batch_size.cells(load("batch_size_0"))),
+    "batch_size_sharpness": lambda: markdown(
+        *batch_size.sharpness_cells(load("batch_size_0"))
+    ),
+    "batch_size_across": across_batch_sizes,
     **{
         f"domains_{budget}": lambda b=budget: markdown(
             *domain_generalization.cells(load("domain_generalization")[b])
