@@ -121,7 +121,7 @@ def asam_perturb(
       >>> params, grads = jnp.array([3.0, 4.0]), jnp.ones(2)
       >>> ascent = asam_perturb(rho=0.1, eta=0.0)
       >>> perturbation, _ = ascent.update(grads, ascent.init(params), params)
-      >>> print(perturbation)
+      >>> print(perturbation.round(2))
       [0.18 0.32]
 
     References:
