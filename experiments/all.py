@@ -52,7 +52,7 @@ RUNS = (
     Run("bouncing", 5),
     Run("domain_generalization", 300),
     Run("batch_size_0", 300, "batch_size"),
-    Run("char_lm", 600),
+    Run("char_lm", 300),
 )
 
 

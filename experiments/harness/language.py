@@ -21,10 +21,10 @@ from experiments.harness.rows import over_rows, place
 from experiments.harness.transformer import Transformer
 from experiments.tasks.corpus import Corpus, evenly_spaced_windows
 
-CONTEXT = 64
+CONTEXT = 32
 BATCH = 8
 STEPS_PER_CALL = 60
-EVALUATION_WINDOWS = 512
+EVALUATION_WINDOWS = 1024
 
 
 class Trained(NamedTuple):
