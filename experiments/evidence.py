@@ -16,6 +16,8 @@ from experiments.harness import command_line, files
 from experiments.harness.progress import duration
 
 PUBLISHED = Path(__file__).parents[1] / "results"
+# Those that choose their own radius are measured by ``experiments.automatic``.
+COMPARED = [name for name in command_line.METHOD_LABELS if "auto_" not in name]
 # The simpler tasks leave out the methods that are least like the others.
 FEWER = (
     "sgd",
@@ -78,7 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parsed(arguments: list[str] | None) -> Any:
     """The command line."""
     parser = command_line.experiment_parser(
-        "evidence", __doc__, seeds=24, methods=command_line.METHOD_LABELS
+        "evidence",
+        __doc__,
+        seeds=24,
+        methods=command_line.METHOD_LABELS,
+        default_methods=COMPARED,
     )
     parser.add_argument(
         "--tasks",

@@ -121,8 +121,8 @@ def asam_perturb(
       >>> params, grads = jnp.array([3.0, 4.0]), jnp.ones(2)
       >>> ascent = asam_perturb(rho=0.1, eta=0.0)
       >>> perturbation, _ = ascent.update(grads, ascent.init(params), params)
-      >>> print(perturbation.round(2))
-      [0.18 0.32]
+      >>> print(*perturbation)
+      0.18 0.32
 
     References:
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import answers, label_noise
+from experiments import answers, evidence, label_noise
 
 ROOT = Path(__file__).parent.parent
 QUOTING = [
@@ -91,11 +91,20 @@ def test_the_main_job_uses_what_the_evidence_picked(budget, picked):
 def test_the_main_job_repeats_the_evidence(budget):
     """The same seeds and hyperparameters: the same trainings, up to rounding."""
     name = "label_noise" if budget == "gradients" else "label_noise_epochs"
-    evidence = published("evidence")["tasks"][label_noise.TASK][budget]
+    searched = published("evidence")["tasks"][label_noise.TASK][budget]
     for method, row in published(name)["methods"].items():
         assert row["last"]["mean"] == pytest.approx(
-            evidence[method]["last"]["mean"], abs=row["last"]["standard_error"]
+            searched[method]["last"]["mean"], abs=row["last"]["standard_error"]
         )
+
+
+def test_the_published_evidence_is_what_the_command_makes():
+    units = [
+        (name, method)
+        for name, task in published("evidence")["tasks"].items()
+        for method in task["search"]
+    ]
+    assert sorted(units) == sorted(evidence.units_of(evidence.parsed([])))
 
 
 def test_the_answers_are_those_of_the_evidence():
