@@ -120,7 +120,9 @@ def self_tuned_ema(
       Mehra, On the Identification of Variances and Adaptive Kalman Filtering, IEEE
       Transactions on Automatic Control 15, 1970, has the test of the innovations.
     """
-    _check_adaptation(start, floor, speed)
+    check_hyperparameter("start", start, "in (0, 1)", lambda v: 0 < v < 1)
+    check_hyperparameter("floor", floor, "in (0, 0.5]", lambda v: 0 < v <= 0.5)
+    check_not_negative("speed", speed)
     check_accumulator_dtype(accumulator_dtype)
 
     def init_fn(params: PyTree) -> SelfTunedEmaState:
@@ -129,8 +131,8 @@ def self_tuned_ema(
             step=jnp.zeros((), jnp.int32),
             ema=zeros_like(params, accumulator_dtype),
             innovation=zeros_like(params, accumulator_dtype),
-            gain=_scalar(start),
-            metrics={"theta": _scalar(0.0)},
+            gain=numerics.state_scalar(value_at(start, jnp.zeros((), jnp.int32))),
+            metrics={"theta": numerics.state_scalar()},
         )
 
     def update_fn(
@@ -210,7 +212,9 @@ def projected_perturb(
       [0.1 0. ] 0.1
       [0.072 0.072] 0.101
     """
-    _check_projection(r, most, weight)
+    check_not_negative("r", r)
+    check_hyperparameter("most", most, "a number >= 1", lambda v: 1 <= v < float("inf"))
+    check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
     check_transformation("smoothing", smoothing)
     smoothing = optax.with_extra_args_support(smoothing)
 
@@ -218,9 +222,9 @@ def projected_perturb(
         check_params(params)
         return ProjectedState(
             step=jnp.zeros((), jnp.int32),
-            cosine=_scalar(1.0),
+            cosine=numerics.state_scalar(1.0),
             smoothing_state=smoothing.init(params),
-            metrics={"rho": _scalar(0.0)},
+            metrics={"rho": numerics.state_scalar()},
         )
 
     def update_fn(
@@ -284,23 +288,3 @@ def _radius(r: Any, cosine: jax.Array, most: Any) -> jax.Array:
     """r/cosine, in [r, most · r]."""
     r, most = (jnp.asarray(x, cosine.dtype) for x in (r, most))
     return r / jnp.clip(cosine, 1 / most, 1.0)
-
-
-def _scalar(value: Hyperparameter) -> jax.Array:
-    """A number as a part of a state; each call gives a buffer of its own."""
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    return jnp.array(value_at(value, jnp.zeros((), jnp.int32)), dtype)
-
-
-def _check_adaptation(
-    start: Hyperparameter, floor: Hyperparameter, speed: Hyperparameter
-) -> None:
-    check_hyperparameter("start", start, "in (0, 1)", lambda v: 0 < v < 1)
-    check_hyperparameter("floor", floor, "in (0, 0.5]", lambda v: 0 < v <= 0.5)
-    check_not_negative("speed", speed)
-
-
-def _check_projection(r: Hyperparameter, most: Any, weight: Any) -> None:
-    check_not_negative("r", r)
-    check_hyperparameter("most", most, "a number >= 1", lambda v: 1 <= v < float("inf"))
-    check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)

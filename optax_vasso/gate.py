@@ -199,10 +199,7 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
     check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init() -> AdaptiveState:
-        # Not one zero twice: a buffer can be donated only once.
-        mean, variance = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
+        mean, variance = numerics.state_scalar(), numerics.state_scalar()
         return AdaptiveState(jnp.zeros((), jnp.int32), mean, variance)
 
     def update(

@@ -101,10 +101,7 @@ def collapse_guard(
 
     def init_fn(params: PyTree) -> CollapseGuardState:
         check_params(params)
-        # Not one zero twice: a buffer can be donated only once.
-        loss, guard = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
+        loss, guard = numerics.state_scalar(), numerics.state_scalar()
         return CollapseGuardState(
             step=jnp.zeros((), jnp.int32),
             loss=loss,

@@ -86,7 +86,7 @@ def track_arrival(
                 "optimizer is not lagged, so there is no perturbation to arrive: wrap "
                 "lagged or lagged_vasso itself."
             )
-        zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+        zero = numerics.state_scalar()
         return ArrivalState(zero, {"arrived": jnp.ones_like(zero)}, optimizer_state)
 
     def update_fn(

@@ -42,6 +42,11 @@ def widen_tree(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: widen(leaf, dtype), tree)
 
 
+def state_scalar(value: jax.typing.ArrayLike = 0.0) -> jax.Array:
+    """A float scalar of a new state, in a buffer of its own, to be donated once."""
+    return jnp.array(value, jax.dtypes.canonicalize_dtype(float))
+
+
 def has_few_bits(leaf: jax.Array) -> bool:
     """Whether a leaf is a float of fewer than 32 bits, which round ε away."""
     return jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32

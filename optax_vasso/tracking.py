@@ -169,10 +169,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
         del params
-        # Not one zero twice: a buffer can be donated only once.
-        total, weight = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
+        total, weight = numerics.state_scalar(), numerics.state_scalar()
         return total, weight
 
     def update(seen: Seen, state: Any) -> tuple[jax.Array, Any]:

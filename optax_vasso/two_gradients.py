@@ -153,7 +153,7 @@ def sharpness_aware(
             optimizer_state=optimizer_state,
             metrics={
                 "ascended": jnp.zeros((), bool),
-                "perturbed_loss": jnp.zeros((), jax.dtypes.canonicalize_dtype(float)),
+                "perturbed_loss": numerics.state_scalar(),
             },
         )
 

@@ -63,10 +63,7 @@ def unbuffered_vasso(
                     "rounds away the average that it is to carry: pass "
                     "accumulator_dtype=jnp.float32 to keep the average apart."
                 )
-        # Not one zero twice: a buffer can be donated only once.
-        norm, radius = (
-            jnp.zeros((), jax.dtypes.canonicalize_dtype(float)) for _ in range(2)
-        )
+        norm, radius = numerics.state_scalar(), numerics.state_scalar()
         return UnbufferedState(jnp.zeros((), jnp.int32), norm, radius)
 
     def update_fn(
