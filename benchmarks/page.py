@@ -6,18 +6,17 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being
 TABLES; what has not been measured says so. Figures go to ``results/``.
 """
 
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import budgets
 from experiments.harness import files
+from experiments.harness.tables import fill, markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cost.md"
-PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 Rows = dict[str, dict[str, Any]]
 # Measure -> title of its column and format of its numbers.
 STEP_COLUMNS = {
@@ -51,11 +50,12 @@ def cell(value: Any, form: str = "{:.3g}", spread: bool = True) -> str:
     return form.format(value)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of GitHub's Markdown."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def first(rows: Rows, prefix: str) -> str:
+    """The first row whose name begins so; a FileNotFoundError if there is none."""
+    for name in rows:
+        if name.startswith(prefix):
+            return name
+    raise FileNotFoundError(prefix)
 
 
 def measured(rows: Rows, columns: dict[str, tuple[str, str]], prefix: str = "") -> str:
@@ -63,7 +63,7 @@ def measured(rows: Rows, columns: dict[str, tuple[str, str]], prefix: str = "") 
     chosen = {
         n.removeprefix(prefix): r for n, r in rows.items() if n.startswith(prefix)
     }
-    return table(
+    return markdown(
         ["", *(title for title, _ in columns.values())],
         [
             [name, *(cell(row.get(key), form) for key, (_, form) in columns.items())]
@@ -84,13 +84,13 @@ def environments() -> str:
         versions = ", ".join(f"{k} {found[k]}" for k in ("jax", "jaxlib", "optax"))
         device = f"{found['device']}, {found['cpu_count']} cores"
         rows.append([name, device, versions, found["date"]])
-    return table(["file", "device", "versions", "date"], rows)
+    return markdown(["file", "device", "versions", "date"], rows)
 
 
 def step_cost(width: int) -> str:
     """One network."""
     rows = load("step_cost")["rows"]
-    prefix = next(name for name in rows if name.startswith(f"width {width},"))
+    prefix = first(rows, f"width {width},")
     return measured(rows, STEP_COLUMNS, prefix.split(": ")[0] + ": ")
 
 
@@ -125,7 +125,7 @@ def limits() -> str:
         for key, value in found["device"].items()
     )
     picture = "![Share of the bandwidth limit over leaves](../results/limits.png)"
-    return table(["", *counts], rows) + f"\n\nThe device: {device}.\n\n{picture}"
+    return markdown(["", *counts], rows) + f"\n\nThe device: {device}.\n\n{picture}"
 
 
 def peers(prefix: str) -> str:
@@ -137,7 +137,7 @@ def peers(prefix: str) -> str:
         "time / ours": ("time / ours", "{:.2f}"),
     }
     rows = load("peers")["rows"]
-    whole = next(name for name in rows if name.startswith(prefix)).split(": ")[0]
+    whole = first(rows, prefix).split(": ")[0]
     return measured(rows, columns, whole + ": ")
 
 
@@ -146,7 +146,7 @@ def digits() -> str:
     row = load("peers")["rows"]["digits, 60 epochs of VaSSO"]
     picture = "![Time of a step over ours](../results/peers.png)"
     rows = [[key, cell(value)] for key, value in row.items()]
-    return table(["", ""], rows) + f"\n\n{picture}"
+    return markdown(["", ""], rows) + f"\n\n{picture}"
 
 
 def exponents() -> str:
@@ -219,24 +219,11 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def fill(page: str) -> str:
-    """The page with its tables as the files have them now."""
-
-    def made(match: re.Match) -> str:
-        try:
-            text = TABLES[match[2]]()
-        except (FileNotFoundError, StopIteration):
-            text = "Not measured yet."
-        return f"{match[1]}\n{text}\n\n{match[4]}"
-
-    return PLACE.sub(made, page)
-
-
 def main() -> None:
     """Fill the page and draw the figures."""
     from benchmarks import figures
 
-    PAGE.write_text(fill(PAGE.read_text()))
+    PAGE.write_text(fill(PAGE.read_text(), TABLES))
     for path in figures.draw(ROOT / "results"):
         print(f"Wrote {path}", file=sys.stderr)
 

@@ -5,11 +5,9 @@ between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being one of TABLES.
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs/results").glob("*.md"))]
@@ -17,14 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import experiment_tables  # noqa: E402
 
-from experiments.harness.tables import markdown  # noqa: E402
-
-PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
-def load(name: str) -> dict[str, Any]:
-    """What a file in results/ says."""
-    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+from experiments.harness.tables import fill, markdown  # noqa: E402
 
 
 def environments() -> str:
@@ -49,7 +40,7 @@ def environments() -> str:
 
 def sweep_cost() -> str:
     """One program against a step for each batch."""
-    found = load("sweep_cost")
+    found = experiment_tables.load("sweep_cost")
     each = found["one_by_one_seconds_each"]
     rows = [
         ["trainings", str(found["trainings"])],
@@ -70,19 +61,6 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def fill(page: str) -> str:
-    """A page with its tables as the files have them now."""
-
-    def table(match: re.Match) -> str:
-        try:
-            text = TABLES[match[2]]()
-        except FileNotFoundError:
-            text = "Not measured yet."
-        return f"{match[1]}\n{text}\n\n{match[4]}"
-
-    return PLACE.sub(table, page)
-
-
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(fill(page.read_text()))
+        page.write_text(fill(page.read_text(), TABLES))

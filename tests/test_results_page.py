@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import answers, evidence, label_noise
+from experiments.harness.tables import PLACE, fill
 
 ROOT = Path(__file__).parent.parent
 QUOTING = [
@@ -35,14 +36,12 @@ def published(name):
 def test_the_tables_are_those_that_the_files_make(tables):
     for page in tables.PAGES:
         text = page.read_text()
-        assert tables.fill(text) == text, "run python docs/results_tables.py"
+        assert fill(text, tables.TABLES) == text, "run python docs/results_tables.py"
 
 
 def test_every_table_has_one_place_on_the_pages(tables):
     places = [
-        match[2]
-        for page in tables.PAGES
-        for match in tables.PLACE.finditer(page.read_text())
+        match[2] for page in tables.PAGES for match in PLACE.finditer(page.read_text())
     ]
     assert sorted(places) == sorted(tables.TABLES)
 
@@ -53,9 +52,9 @@ def test_what_a_page_quotes_stands_in_a_table(tables, page):
     known = "".join(
         match[3]
         for results in tables.PAGES
-        for match in tables.PLACE.finditer(results.read_text())
+        for match in PLACE.finditer(results.read_text())
     )
-    text = tables.PLACE.sub("", page.read_text())
+    text = PLACE.sub("", page.read_text())
     for quoted in re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", text):
         assert quoted in known, quoted
 

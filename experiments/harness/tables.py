@@ -4,7 +4,8 @@ A comparison is a dictionary of rows by name, as :func:`row` makes them; a name 
 of a method. What is compared stands in the columns, the same in all experiments.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,29 @@ def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     header = list(header)
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in rows)
+
+
+# Where a page has a table: between its name and an end, both in comments.
+PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """A page of Markdown with its tables as the result files have them now.
+
+    Args:
+      page: the text, with a :data:`PLACE` for each of its tables.
+      tables: makes the table of a name; a FileNotFoundError says that there is no
+        measurement of it.
+    """
+
+    def made(match: re.Match) -> str:
+        try:
+            text = tables[match[2]]()
+        except FileNotFoundError:
+            text = "Not measured yet."
+        return f"{match[1]}\n{text}\n\n{match[4]}"
+
+    return PLACE.sub(made, page)
 
 
 def show(title: str, header: Iterable[str], lines: Iterable[Iterable[str]]) -> None:
