@@ -1,4 +1,4 @@
-"""A shorter perturbation where a training is about to collapse."""
+"""No perturbation where a training has collapsed or not begun to learn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from optax_vasso.smoothing import vasso_ema
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
+    check_integer,
     check_params,
     check_state,
     check_transformation,
@@ -29,12 +30,15 @@ class CollapseGuardState(NamedTuple):
     Attributes:
       step: calls so far, an int32 scalar.
       loss: the moving average of the loss, a float32 (under x64 float64) scalar.
+      waited: calls since it was last below the threshold, an int32 scalar.
       guarded_state: the state of the ascent chain that is guarded.
-      metrics: ``guard``, the share in [0, 1] of the perturbation that was let through.
+      metrics: ``guard``, 1 where the perturbation was let through and 0 where not, a
+        float32 (under x64 float64) scalar.
     """
 
     step: jax.Array
     loss: jax.Array
+    waited: jax.Array
     guarded_state: optax.OptState
     metrics: dict[str, jax.Array]
 
@@ -43,28 +47,28 @@ def collapse_guard(
     ascent: optax.GradientTransformation,
     ceiling: Hyperparameter,
     *,
-    margin: float = 0.04,
+    margin: float = 0.02,
+    patience: int = 20,
     weight: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shorten the perturbation while the model knows hardly more than a constant.
+    """Stop perturbing while a model knows no more than a constant.
 
     Training collapses where every prediction is the same, at the loss of the best
-    constant prediction, and it does so in the first epochs, when the loss is about that
-    high and a perturbation undoes what little was learned. So multiply ε by::
-
-        clip((ceiling − l_t) / (margin · ceiling), 0, 1)
-
-    with a moving average l_t of the loss: nothing is perturbed at the ceiling, all of ε
-    arrives where the loss is a share ``margin`` below it, and a training that falls
-    back is let go before it is lost. It costs two scalars, and accuracy where nothing
-    would have collapsed, since the perturbation begins later.
+    constant prediction: there a perturbation undoes whatever was learned. So follow the
+    loss by a moving average. While it has not been below ``(1 - margin) * ceiling`` for
+    ``patience`` steps, nothing is perturbed, and plain training goes on until the model
+    knows something again. A training that learns within its first ``patience`` steps
+    and does not fall back is not changed at all. The guard costs three scalars.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
       ceiling: the loss of the best constant prediction, > 0: for cross-entropy log C
         with C classes that are equally frequent, else the entropy of their frequencies,
         both in nats. A number, a schedule of the step, or a traced scalar.
-      margin: how far below the ceiling all of ε is let through, as a share of it, > 0.
+      margin: how far below the ceiling the loss of a model is that knows something, as
+        a share of the ceiling, in (0, 1).
+      patience: for how many steps a model may know nothing and be perturbed, an
+        integer >= 1.
       weight: of the newest loss in the average, in (0, 1].
 
     Returns:
@@ -79,23 +83,26 @@ def collapse_guard(
         ``value`` is missing.
 
     Examples:
-      Halfway between the ceiling and the margin half of ε is let through:
+      Two steps at the loss of guessing are one too many here:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import collapse_guard, sam_perturb
-      >>> ascent = collapse_guard(sam_perturb(0.5), ceiling=2.0, margin=0.125)
+      >>> ascent = collapse_guard(sam_perturb(0.5), ceiling=2.0, patience=2, weight=1.0)
       >>> grads = jnp.array([3.0, 4.0])
-      >>> perturbation, state = ascent.update(grads, ascent.init(grads), value=1.875)
-      >>> print(perturbation, state.metrics["guard"])
-      [0.15 0.2 ] 0.5
+      >>> state = ascent.init(grads)
+      >>> for loss in (2.0, 2.0, 1.5):
+      ...     perturbation, state = ascent.update(grads, state, value=loss)
+      ...     print(perturbation, state.metrics["guard"])
+      [0.3 0.4] 1.0
+      [0. 0.] 0.0
+      [0.3 0.4] 1.0
     """
     check_transformation("ascent", ascent)
     check_hyperparameter(
         "ceiling", ceiling, "a finite number > 0", lambda v: 0 < v < float("inf")
     )
-    check_hyperparameter(
-        "margin", margin, "a finite number > 0", lambda v: 0 < v < float("inf")
-    )
+    check_hyperparameter("margin", margin, "in (0, 1)", lambda v: 0 < v < 1)
+    check_integer("patience", patience, 1)
     check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
     ascent = optax.with_extra_args_support(ascent)
 
@@ -105,6 +112,7 @@ def collapse_guard(
         return CollapseGuardState(
             step=jnp.zeros((), jnp.int32),
             loss=loss,
+            waited=jnp.zeros((), jnp.int32),
             guarded_state=ascent.init(params),
             metrics={"guard": guard},
         )
@@ -131,17 +139,22 @@ def collapse_guard(
             jnp.asarray(x).astype(dtype)
             for x in (value, value_at(ceiling, state.step), weight, margin)
         )
-        loss = jnp.where(
-            state.step == 0, newest, state.loss + share * (newest - state.loss)
-        )
-        guard = jnp.clip((high - loss) / (by * high), 0, 1)
+        is_first = state.step == 0
+        last = jnp.where(is_first, high, state.loss)
+        # One loss that is not finite must not stay in the average.
+        newest = jnp.where(jnp.isfinite(newest), newest, last)
+        loss = jnp.where(is_first, newest, last + share * (newest - last))
+        knows = loss < (1 - by) * high
+        waited = jnp.where(knows, 0, optax.safe_increment(state.waited))
+        perturbs = waited < patience
         return numerics.map_updates(
-            lambda e: guard.astype(jnp.abs(e).dtype) * e, perturbation
+            lambda e: jnp.where(perturbs, e, 0), perturbation
         ), CollapseGuardState(
             step=optax.safe_increment(state.step),
             loss=loss,
+            waited=waited,
             guarded_state=guarded_state,
-            metrics={"guard": guard},
+            metrics={"guard": perturbs.astype(dtype)},
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

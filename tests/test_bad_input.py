@@ -70,7 +70,10 @@ HYPERPARAMETERS = {
     ],
     "smoothing": [make(ov.projected_perturb, 0.1, value) for value in (0.4, None)],
     "ceiling": [make(ov.collapse_guard, ASCENT, value) for value in (0, -1, NAN)],
-    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, NAN)],
+    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, 1, NAN)],
+    "patience": [
+        make(ov.collapse_guard, ASCENT, 1.0, patience=v) for v in (0, 2.5, NAN)
+    ],
     "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
     "eta": [
