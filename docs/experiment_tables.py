@@ -11,6 +11,7 @@ from experiments import (
     batch_size,
     best_radius,
     bouncing,
+    char_lm,
     choosing_rho as rho,
     domain_generalization,
     flatness,
@@ -129,13 +130,23 @@ def question(name: str) -> str:
     return markdown(*answers.cells(load("answers")["questions"][QUESTIONS[name]]))
 
 
-def across_batch_sizes() -> str:
+def across_batch_sizes(noise: str) -> str:
     """Accuracy at the largest batch minus that at the smallest."""
-    found = load("batch_size_0")
+    found = load(f"batch_size_{noise}")
     smallest, *_, largest = found["sizes"]
     header = ["method", f"batch {largest} − batch {smallest}", "p (Holm)"]
     rows = found["largest_minus_smallest"]
     return markdown(header, [[n, *difference_cells(d)] for n, d in rows.items()])
+
+
+def all_batch_sizes(noise: str) -> str:
+    """Accuracy at every batch size."""
+    return markdown(*batch_size.cells(load(f"batch_size_{noise}")))
+
+
+def sharpness_by_batch_size(noise: str) -> str:
+    """Losses and sharpness at every batch size."""
+    return markdown(*batch_size.sharpness_cells(load(f"batch_size_{noise}")))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -183,11 +194,21 @@ TABLES: dict[str, Callable[[], str]] = {
         *flatness.cells(load("flatness")["methods"], flatness.ADVERSARY)
     ),
     "bouncing": lambda: markdown(*bouncing.cells(load("bouncing"))),
-    "batch_size": lambda: markdown(*batch_size.cells(load("batch_size_0"))),
-    "batch_size_sharpness": lambda: markdown(
-        *batch_size.sharpness_cells(load("batch_size_0"))
-    ),
-    "batch_size_across": across_batch_sizes,
+    **{
+        f"batch_size_{noise}_{name}": lambda n=noise, make=make: make(n)
+        for noise in ("0", "50")
+        for name, make in (
+            ("across", across_batch_sizes),
+            ("sizes", all_batch_sizes),
+            ("sharpness", sharpness_by_batch_size),
+        )
+    },
+    **{
+        f"char_lm_{budget}": lambda b=budget: markdown(
+            *char_lm.cells(load("char_lm")[b])
+        )
+        for budget in ("gradients", "steps")
+    },
     **{
         f"domains_{budget}": lambda b=budget: markdown(
             *domain_generalization.cells(load("domain_generalization")[b])

@@ -53,6 +53,7 @@ RUNS = (
     Run("bouncing", 5),
     Run("domain_generalization", 300),
     Run("batch_size_0", 300, "batch_size"),
+    Run("batch_size_50", 300, "batch_size", ("--noise", "50")),
     Run("char_lm", 300),
 )
 
