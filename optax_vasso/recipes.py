@@ -126,8 +126,8 @@ def auto_vasso(
     """VaSSO with a radius that needs no search.
 
     ρ follows the angle between the average and the gradient
-    (:func:`projected_perturb`), and nothing is perturbed before the loss is below that
-    of guessing (:func:`collapse_guard`). To let θ follow the gradients as well, put
+    (:func:`projected_perturb`), and nothing is perturbed while the loss stays that of
+    guessing (:func:`collapse_guard`). To let θ follow the gradients as well, put
     :func:`self_tuned_ema` in the place of :func:`vasso_ema`.
 
     Args:
