@@ -193,14 +193,16 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """Automatic less searched, by task."""
     figures = harness.figures
     figure, axes = figures.panels(1, 1, width=7, height=4.4)
+    both = content["methods"].values()
+    shown = [task for task in tasks.TITLES if all(task in found for found in both)]
     for shift, (name, compared) in zip(
         (0.12, -0.12), content["methods"].items(), strict=True
     ):
         method = harness.methods.METHODS[name]
-        differences = [found["difference"] for found in compared.values()][::-1]
+        differences = [compared[task]["difference"] for task in shown]
         axes[0, 0].errorbar(
             [difference["mean"] for difference in differences],
-            [height + shift for height in range(len(differences))],
+            [shift - number for number in range(len(shown))],
             xerr=[difference["standard_error"] for difference in differences],
             capsize=2,
             linestyle="",
@@ -208,9 +210,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             marker=method.marker,
             label=method.label,
         )
-        if compared:
-            titles = [tasks.TITLES[task] for task in compared][::-1]
-            axes[0, 0].set_yticks(range(len(titles)), titles, fontsize=8)
+    figures.task_axis(axes[0, 0], [tasks.TITLES[task] for task in shown])
     axes[0, 0].axvline(0, color="black", linewidth=0.8)
     axes[0, 0].set_xlabel("automatic − searched: test accuracy (points)")
     axes[0, 0].legend(frameon=False, fontsize=8)

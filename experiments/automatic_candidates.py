@@ -1,101 +1,104 @@
 """A radius that needs no search: candidates for it, compared on every task.
 
-Each candidate is one setting for all tasks. For each task, the other tasks say which
-candidate to take. Six pairs of a learning rate and a weight decay are the same for all
-candidates; the pairs that are best by the labels that a user has count.
+Each candidate is one setting for all tasks. Learning rate and weight decay are searched
+for each as the evidence searches them, and what is picked is scored on fresh seeds, by
+the true labels of validation examples. For each task, the other tasks say which
+candidate to take.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments import harness, tasks
+from experiments import evidence, harness, tasks
 from experiments.harness import command_line, files
 
-GUARDED = {"theta": 0.4, "speed": 0.0, "ceiling": 1.0}
+# In proportion to what is learned: of all of ε at 85 % of the loss of guessing.
+WIDE = {"theta": 0.4, "speed": 0.0, "ceiling": 1.0, "margin": 0.15, "patience": 0.0}
 
 
 def candidate(radius: str, c: float, **changes: float) -> dict[str, Any]:
-    """The settings of a candidate; guarded, unless the ceiling says otherwise."""
-    return GUARDED | {"radius": radius, "c": c} | changes
+    """The settings of a candidate."""
+    return WIDE | {"radius": radius, "c": c} | changes
 
 
 CANDIDATES = {
-    **{f"ρ = {c}": candidate("c", c) for c in (0.2, 0.4, 0.6)},
-    **{f"r = {c}": candidate("c/cos(d, g)", c) for c in (0.2, 0.3, 0.4)},
-    "r = 0.3, θ = 0.1": candidate("c/cos(d, g)", 0.3, theta=0.1),
-    "r = 0.3, θ = 1": candidate("c/cos(d, g)", 0.3, theta=1.0 - 1e-6),
-    "r = 0.3, θ adapts": candidate("c/cos(d, g)", 0.3, theta=0.1, speed=0.1),
-    **{f"ρ = {c} √n": candidate("c √n", c) for c in (0.2, 0.3)},
+    **{f"ρ = {c}": candidate("c", c) for c in (0.2, 0.3, 0.4)},
+    "ρ = 0.3, θ = 0.1": candidate("c", 0.3, theta=0.1),
+    "ρ = 0.3, θ = 1": candidate("c", 0.3, theta=1 - 1e-6),
+    "ρ = 0.3, margin 0.04": candidate("c", 0.3, margin=0.04),
+    "ρ = 0.3, margin 0.3": candidate("c", 0.3, margin=0.3),
+    "ρ = 0.3, patience 20": candidate("c", 0.3, margin=0.02, patience=20),
+    "ρ = 0.3, no guard": candidate("c", 0.3, ceiling=1e6),
+    **{f"ρ = {c}/cos": candidate("c/cos(d, g)", c) for c in (0.2, 0.3)},
+    "ρ = 0.2/cos, θ adapts": candidate("c/cos(d, g)", 0.2, theta=0.1, speed=0.1),
+    "ρ = 0.2 √n": candidate("c √n", 0.2),
     **{f"ρ = {c} σ/‖g‖": candidate("c σ/‖g‖", c) for c in (0.1, 0.2)},
-    **{f"ρ = {c} η‖m‖": candidate("c η‖m‖", c) for c in (1.0, 3.0)},
-    **{f"ρ = {c} η/η₀": candidate("c η/η₀", c) for c in (0.4, 0.6)},
-    **{f"ρ = {c} t/T": candidate("c t/T", c) for c in (0.8, 1.2)},
-    **{f"ρ = {c} ‖x‖": candidate("c ‖x‖ per leaf", c) for c in (0.02, 0.04)},
-    "ρ = 0.4, no guard": candidate("c", 0.4, ceiling=1e6),
-    "r = 0.3, no guard": candidate("c/cos(d, g)", 0.3, ceiling=1e6),
+    **{f"ρ = {c} η‖m‖": candidate("c η‖m‖", c) for c in (1, 3)},
+    "ρ = 0.4 η/η₀": candidate("c η/η₀", 0.4),
+    "ρ = 0.8 t/T": candidate("c t/T", 0.8),
+    **{f"ρ = {c} ‖x‖": candidate("c ‖x‖ per leaf", c) for c in (0.03, 0.05)},
 }
-METHODS = ("auto_vasso", "auto_lagged_vasso")
-# The defaults are to be chosen without the digits.
-TASKS = ("wine-50", "cancer-40", "teacher-60", "teacher-tilt", "text-50", "digits-75")
-# Learning rates and weight decays on which candidates are compared, how many of them
-# count, and the first seed, which is neither of the test nor of the search.
-POINTS, COUNTED, SEEDS, FIRST_SEED = 6, 3, 4, 20_000
+# Automatic methods, and the searched ones that they stand for.
+METHODS = {"auto_vasso": "vasso", "auto_lagged_vasso": "lagged_vasso"}
+TASKS = ("wine-50", "cancer-40", "teacher-60", "teacher-tilt", "text-50")
+# Of the seeds that score; neither of the test nor of the search.
+FIRST_SEED = 20_000
 
 
-def compare(name: str, method_name: str, options: Any, progress: Any) -> dict[str, Any]:
-    """Validation accuracy of each candidate on one task."""
-    import numpy as np
-    from scipy.stats import qmc
-
-    task, seeds = loaded(name, options), options.seeds
+def compare(
+    name: str,
+    method_name: str,
+    searched: dict[str, Any],
+    plan: Any,
+    options: Any,
+    progress: Any,
+) -> dict[str, Any]:
+    """Score each candidate on one task, and the searched methods of the evidence."""
+    task = loaded(name, options)
     of = harness.ascents.traced_method(method_name)
-    space = harness.methods.SHARED
-    drawn = qmc.Halton(len(space), seed=np.random.default_rng(0)).random(POINTS)
-    points = [
-        {
-            name: r.low * (r.high / r.low) ** unit
-            for (name, r), unit in zip(space.items(), point, strict=True)
-        }
-        for point in drawn
-    ]
-    trials = [
-        (point | harness.ascents.as_numbers(chosen), FIRST_SEED + seed)
-        for chosen in CANDIDATES.values()
-        for point in points
-        for seed in range(seeds)
-    ]
-    trained = harness.training.train(
-        task,
-        of,
-        *map(list, zip(*trials, strict=True)),
-        epochs=harness.training.budget_epochs(task, of, "gradients"),
-        progress=progress,
+
+    def train(method: Any, points: list[dict[str, float]], seeds: list[int]) -> Any:
+        return harness.training.train(
+            *(task, method, points, seeds),
+            epochs=harness.training.budget_epochs(task, method, "gradients"),
+            progress=progress,
+        )
+
+    def score(method: Any, point: dict[str, float]) -> dict[str, Any]:
+        seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
+        accuracy = train(method, [point] * len(seeds), seeds).clean_validation[:, -1]
+        return harness.statistics.summary(accuracy, tasks.collapsed_below(task))
+
+    known = searched["tasks"][name]["gradients"]
+    found: dict[str, Any] = {}
+    for label in ("sgd", "sam", METHODS[method_name]):
+        point = known[label]["hyperparameters"]
+        found[label] = score(harness.methods.METHODS[label], point)
+    for label, chosen in CANDIDATES.items():
+        settings = harness.ascents.as_numbers(chosen)
+
+        def measure(points: Any, seeds: Any, settings: Any = settings) -> Any:
+            trained = train(of, [point | settings for point in points], seeds)
+            return trained.noisy_validation[:, -1]
+
+        picked = harness.tuning.search(
+            harness.methods.SHARED,
+            measure,
+            plan.search,
+            first_seed=harness.units.FIRST_SEARCH_SEED,
+        ).picked
+        found[label] = score(of, picked | settings) | {"hyperparameters": picked}
+    return {"seeds": options.seeds, "found": found}
+
+
+def work_of(task: tasks.Task, method_name: str, plan: Any, seeds: int) -> float:
+    """Gradients of the comparison on one task that widens nothing."""
+    gradients = harness.training.gradients_of(
+        task, harness.ascents.traced_method(method_name), "gradients"
     )
-    noisy, clean = (
-        accuracy[:, -1].reshape(len(CANDIDATES), POINTS, seeds)
-        for accuracy in (trained.noisy_validation, trained.clean_validation)
-    )
-    found = {}
-    for i, label in enumerate(CANDIDATES):
-        best = np.argsort(-noisy[i].mean(1))[:COUNTED]
-        found[label] = {
-            "accuracy": round(float(clean[i, best].mean()), 3),
-            "collapsed": int((clean[i] < tasks.collapsed_below(task)).sum()),
-        }
-    return {"candidates": found, "of": POINTS * seeds}
-
-
-def gradients_of(task: tasks.Task, method: str) -> float:
-    """Gradients of one training."""
-    of = harness.ascents.traced_method(method)
-    return harness.training.gradients_of(task, of, "gradients")
-
-
-def without_digits(names: Iterable[str]) -> list[str]:
-    """The tasks that the defaults may be chosen with."""
-    return [name for name in names if not name.startswith("digits")]
+    trainings = len(CANDIDATES) * (plan.search.trainings + seeds) + 3 * seeds
+    return trainings * gradients
 
 
 def loaded(name: str, options: Any) -> tasks.Task:
@@ -106,7 +109,7 @@ def loaded(name: str, options: Any) -> tasks.Task:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what is missing; print, write."""
-    parser = command_line.experiment_parser("automatic_candidates", __doc__, seeds=4)
+    parser = command_line.experiment_parser("automatic_candidates", __doc__, seeds=16)
     parser.add_argument(
         "--tasks",
         type=command_line.some_of(tasks.TITLES),
@@ -117,47 +120,38 @@ def main(arguments: list[str] | None = None) -> int:
     if options.smoke:
         options.tasks = ["wine-50"]
     harness.rows.use_all_cores(options.runs / "compiled")
-    folder, trainings = (
-        options.runs / "automatic_candidates",
-        len(CANDIDATES) * POINTS * options.seeds,
-    )
+    searched, plan = evidence.read(parser, options), evidence.plan_of(options)
+    folder = options.runs / "automatic_candidates"
     work = {
-        (name, task): trainings * gradients_of(loaded(task, options), name)
+        (name, task): work_of(loaded(task, options), name, plan, options.seeds)
         for name in METHODS
         for task in options.tasks
     }
     size = round(sum(work.values()))
     command_line.check_publishing(parser, options, "automatic_candidates", size)
-    found: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
+    tried: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
     try:
         with harness.progress.over("candidates", size) as progress:
             for name, task in work:
                 path = folder / name / f"{task}.json"
                 saved = files.read_json(path)
-                if saved and saved["of"] == POINTS * options.seeds:
-                    progress.advance(work[name, task])
-                else:
-                    saved = compare(task, name, options, progress)
-                    files.write_json(path, saved)
-                found[name][task] = saved
+                with harness.progress.part_of(progress, work[name, task]):
+                    if not saved or saved["seeds"] < options.seeds:
+                        saved = compare(task, name, searched, plan, options, progress)
+                        files.write_json(path, saved)
+                tried[name][task] = saved["found"]
     finally:
-        for name, tried in found.items():
-            if tried:
+        for name, found in tried.items():
+            if found:
                 label = harness.methods.METHODS[name].label
-                harness.tables.show(label, *cells(tried))
-        content = {
-            "seeds": options.seeds,
-            "methods": {
-                name: {"tried": tried, "chosen_by_the_others": left_out(tried)}
-                for name, tried in found.items()
-            },
-        }
+                harness.tables.show(label, *cells(name, found))
+        content = {"seeds": options.seeds, "methods": tried}
         command_line.save(
             options,
             "automatic_candidates",
             content,
             size=size,
-            done=sum(map(len, found.values())),
+            done=sum(map(len, tried.values())),
             of=len(work),
             unit="parts",
             draw=draw,
@@ -165,74 +159,64 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def regrets(tried: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Points below the best candidate, by task and candidate."""
-    result = {}
-    for task, part in tried.items():
-        accuracy = {k: v["accuracy"] for k, v in part["candidates"].items()}
-        result[task] = {k: max(accuracy.values()) - a for k, a in accuracy.items()}
-    return result
+def gains(name: str, found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Points above the searched method, by task and row of the table."""
+    return {
+        task: {
+            row: values["mean"] - scores[METHODS[name]]["mean"]
+            for row, values in scores.items()
+        }
+        for task, scores in found.items()
+    }
 
 
-def left_out(tried: dict[str, Any]) -> dict[str, str]:
-    """For each task the candidate that is best on average over the others.
-
-    No digits among the others: the defaults may not be chosen with them.
-    """
-    below = regrets(tried)
-    result = {}
-    for task in below:
-        others = [below[other] for other in without_digits(below) if other != task]
+def left_out(name: str, found: dict[str, Any]) -> dict[str, str]:
+    """For each task the candidate that is best on average over the others."""
+    gained, result = gains(name, found), {}
+    for task in gained:
+        others = [row for other, row in gained.items() if other != task]
         if others:
-            result[task] = min(
+            result[task] = max(
                 CANDIDATES, key=lambda k, rows=others: sum(row[k] for row in rows)
             )
     return result
 
 
-def cells(tried: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A row per candidate: points below the best, their mean without the digits."""
-    below, chosen = regrets(tried), left_out(tried)
-    count = sum(part["of"] for part in tried.values())
-    header = ["", *tried, "mean without digits", f"collapsed of {count}"]
+def cells(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A row per candidate: points above the searched method, and their mean."""
+    gained, chosen = gains(name, found), left_out(name, found)
     lines = []
-    for name in CANDIDATES:
-        counted = [
-            r[name] for task, r in below.items() if not task.startswith("digits")
+    for row in ("sgd", "sam", *CANDIDATES):
+        label = row if row in CANDIDATES else harness.methods.METHODS[row].label
+        each = [
+            f"{gain[row]:+.1f} ± {scores[row]['standard_error']:.1f}".replace("-", "−")
+            for gain, scores in zip(gained.values(), found.values(), strict=True)
         ]
-        lost = sum(part["candidates"][name]["collapsed"] for part in tried.values())
-        each = [f"{row[name]:.1f}" for row in below.values()]
-        lines.append([name, *each, f"{fmean(counted):.1f}", str(lost)])
-    lines.append(["chosen by the others", *(chosen.get(t, "") for t in tried), "", ""])
-    return header, lines
+        mean = f"{fmean(gain[row] for gain in gained.values()):+.1f}".replace("-", "−")
+        lost = sum(scores[row]["collapsed"] for scores in found.values())
+        lines.append([label, *each, mean, str(lost)])
+    lines.append(["chosen by the others", *(chosen.get(t, "") for t in found), "", ""])
+    return ["", *found, "mean", "collapsed"], lines
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """Candidates below the best one, on average over the tasks."""
+    """Candidates less the searched method: each task faintly, and the mean."""
     figures = harness.figures
-    figure, axes = figures.panels(1, 1, width=6.5, height=5.4)
-    for shift, (name, found) in zip(
-        (0.15, -0.15), content["methods"].items(), strict=True
-    ):
-        method = harness.methods.METHODS[name]
-        if not found["tried"]:
-            continue
-        below = regrets(found["tried"])
-        rows = [below[task] for task in without_digits(below)]
-        axes[0, 0].plot(
-            [fmean(row[k] for row in rows) for k in CANDIDATES],
-            [shift - height for height in range(len(CANDIDATES))],
-            linestyle="",
-            color=method.color,
-            marker=method.marker,
-            label=method.label,
-        )
+    figure, axes = figures.panels(1, 2, width=5.4, height=5.4)
     heights = [-height for height in range(len(CANDIDATES))]
-    axes[0, 0].set_yticks(heights, list(CANDIDATES), fontsize=8)
-    axes[0, 0].set_xlim(left=0)
-    axes[0, 0].grid(axis="y", alpha=0.3)
-    axes[0, 0].set_xlabel("points below the best candidate, mean over five tasks")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    for ax, (name, found) in zip(axes[0], content["methods"].items(), strict=True):
+        method, gained = harness.methods.METHODS[name], gains(name, found)
+        for gain in gained.values():
+            ax.plot([gain[k] for k in CANDIDATES], heights, "o", color="0.75", ms=4)
+        if gained:
+            means = [fmean(gain[k] for gain in gained.values()) for k in CANDIDATES]
+            ax.plot(means, heights, "D", color=method.color, ms=6)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_xlim(-16, 13)
+        ax.set_yticks(heights, list(CANDIDATES), fontsize=8)
+        ax.set_title(method.label, fontsize=10)
+        ax.set_xlabel("points above the searched method")
+    axes[0, 1].set_yticklabels([])
     figures.save(figure, path)
 
 

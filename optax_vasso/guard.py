@@ -1,4 +1,4 @@
-"""No perturbation where a training has collapsed or not begun to learn."""
+"""A perturbation in proportion to what the model has learned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.automatic import projected_perturb
+from optax_vasso.ascent import sam_perturb
 from optax_vasso.smoothing import vasso_ema
 from optax_vasso.validation import (
     Hyperparameter,
@@ -30,10 +30,10 @@ class CollapseGuardState(NamedTuple):
     Attributes:
       step: calls so far, an int32 scalar.
       loss: the moving average of the loss, a float32 (under x64 float64) scalar.
-      waited: calls since it was last below the threshold, an int32 scalar.
+      waited: calls since it was last below the margin, an int32 scalar.
       guarded_state: the state of the ascent chain that is guarded.
-      metrics: ``guard``, 1 where the perturbation was let through and 0 where not, a
-        float32 (under x64 float64) scalar.
+      metrics: ``guard``, the share in [0, 1] of the perturbation that was let through,
+        a float32 (under x64 float64) scalar.
     """
 
     step: jax.Array
@@ -51,24 +51,29 @@ def collapse_guard(
     patience: int = 20,
     weight: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    """Stop perturbing while a model knows no more than a constant.
+    """Shorten the perturbation of a model that knows hardly more than a constant.
 
     Training collapses where every prediction is the same, at the loss of the best
     constant prediction: there a perturbation undoes whatever was learned. So follow the
-    loss by a moving average. While it has not been below ``(1 - margin) * ceiling`` for
-    ``patience`` steps, nothing is perturbed, and plain training goes on until the model
-    knows something again. A training that learns within its first ``patience`` steps
-    and does not fall back is not changed at all. The guard costs three scalars.
+    loss by a moving average l_t. Where it has not been below ``(1 - margin) * ceiling``
+    for ``patience`` steps, multiply ε by::
+
+        clip((ceiling - l_t) / (margin * ceiling), 0, 1)
+
+    until it is. A training that learns within its first ``patience`` steps and does not
+    fall back is not changed at all. Without patience and with a wide margin, the
+    perturbation is in proportion to what the model has learned, as in
+    :func:`auto_vasso`. The guard costs three scalars.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
       ceiling: the loss of the best constant prediction, > 0: for cross-entropy log C
         with C classes that are equally frequent, else the entropy of their frequencies,
         both in nats. A number, a schedule of the step, or a traced scalar.
-      margin: how far below the ceiling the loss of a model is that knows something, as
-        a share of the ceiling, in (0, 1).
-      patience: for how many steps a model may know nothing and be perturbed, an
-        integer >= 1.
+      margin: how far below the ceiling all of ε is let through, as a share of the
+        ceiling, in (0, 1).
+      patience: for how many steps all of ε is let through nevertheless, an
+        integer >= 0.
       weight: of the newest loss in the average, in (0, 1].
 
     Returns:
@@ -83,18 +88,20 @@ def collapse_guard(
         ``value`` is missing.
 
     Examples:
-      Two steps at the loss of guessing are one too many here:
+      The second step near the loss of guessing is one too many here:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import collapse_guard, sam_perturb
-      >>> ascent = collapse_guard(sam_perturb(0.5), ceiling=2.0, patience=2, weight=1.0)
+      >>> ascent = collapse_guard(
+      ...     sam_perturb(0.5), ceiling=2.0, margin=0.25, patience=2, weight=1.0
+      ... )
       >>> grads = jnp.array([3.0, 4.0])
       >>> state = ascent.init(grads)
-      >>> for loss in (2.0, 2.0, 1.5):
+      >>> for loss in (2.0, 1.75, 1.0):
       ...     perturbation, state = ascent.update(grads, state, value=loss)
       ...     print(perturbation, state.metrics["guard"])
       [0.3 0.4] 1.0
-      [0. 0.] 0.0
+      [0.15 0.2 ] 0.5
       [0.3 0.4] 1.0
     """
     check_transformation("ascent", ascent)
@@ -102,7 +109,7 @@ def collapse_guard(
         "ceiling", ceiling, "a finite number > 0", lambda v: 0 < v < float("inf")
     )
     check_hyperparameter("margin", margin, "in (0, 1)", lambda v: 0 < v < 1)
-    check_integer("patience", patience, 1)
+    check_integer("patience", patience, 0)
     check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
     ascent = optax.with_extra_args_support(ascent)
 
@@ -135,7 +142,7 @@ def collapse_guard(
             updates, state.guarded_state, params, value=value, **extra_args
         )
         dtype = state.loss.dtype
-        newest, high, share, by = (
+        newest, high, newest_share, by = (
             jnp.asarray(x).astype(dtype)
             for x in (value, value_at(ceiling, state.step), weight, margin)
         )
@@ -143,18 +150,18 @@ def collapse_guard(
         last = jnp.where(is_first, high, state.loss)
         # One loss that is not finite must not stay in the average.
         newest = jnp.where(jnp.isfinite(newest), newest, last)
-        loss = jnp.where(is_first, newest, last + share * (newest - last))
-        knows = loss < (1 - by) * high
-        waited = jnp.where(knows, 0, optax.safe_increment(state.waited))
-        perturbs = waited < patience
+        loss = jnp.where(is_first, newest, last + newest_share * (newest - last))
+        learned = (high - loss) / (by * high)
+        waited = jnp.where(learned > 1, 0, optax.safe_increment(state.waited))
+        share = jnp.where(waited < patience, 1, jnp.clip(learned, 0, 1))
         return numerics.map_updates(
-            lambda e: jnp.where(perturbs, e, 0), perturbation
+            lambda e: share.astype(jnp.abs(e).dtype) * e, perturbation
         ), CollapseGuardState(
             step=optax.safe_increment(state.step),
             loss=loss,
             waited=waited,
             guarded_state=guarded_state,
-            metrics={"guard": perturbs.astype(dtype)},
+            metrics={"guard": share},
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -162,10 +169,12 @@ def collapse_guard(
 
 def automatic_ascent(
     ceiling: Hyperparameter,
-    r: Hyperparameter,
+    rho: Hyperparameter,
     theta: Hyperparameter,
     accumulator_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The ascent chain of the automatic methods."""
-    smoothing = vasso_ema(theta, accumulator_dtype=accumulator_dtype)
-    return collapse_guard(projected_perturb(r, smoothing), ceiling)
+    ascent = optax.chain(
+        vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
+    )
+    return collapse_guard(ascent, ceiling, margin=0.15, patience=0)

@@ -119,9 +119,13 @@ def traced_method(name: str) -> Method:
     def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
         wrap = ov.lagged if METHODS[name].gradients == 1 else ov.sharpness_aware
         ceiling = h["ceiling"] * h["guessing"]
-        return wrap(base, ov.collapse_guard(traced_ascent(h), ceiling))
+        ascent = ov.collapse_guard(
+            traced_ascent(h), ceiling, margin=h["margin"], patience=h["patience"]
+        )
+        return wrap(base, ascent)
 
-    return _traced(name, make, "radius", "c", "theta", "speed", "ceiling")
+    own = ("radius", "c", "theta", "speed", "ceiling", "margin", "patience")
+    return _traced(name, make, *own)
 
 
 @functools.cache
