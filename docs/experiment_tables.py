@@ -170,7 +170,7 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     **{
         f"{name}_candidates": lambda n=name: markdown(
-            *candidates.cells(load("automatic_candidates")["methods"][n]["tried"])
+            *candidates.cells(n, load("automatic_candidates")["methods"][n])
         )
         for name in candidates.METHODS
     },

@@ -30,14 +30,13 @@ CANDIDATES = {
     "ρ = 0.3, margin 0.3": candidate("c", 0.3, margin=0.3),
     "ρ = 0.3, patience 20": candidate("c", 0.3, margin=0.02, patience=20),
     "ρ = 0.3, no guard": candidate("c", 0.3, ceiling=1e6),
-    **{f"ρ = {c}/cos": candidate("c/cos(d, g)", c) for c in (0.2, 0.3)},
+    "ρ = 0.2/cos": candidate("c/cos(d, g)", 0.2),
     "ρ = 0.2/cos, θ adapts": candidate("c/cos(d, g)", 0.2, theta=0.1, speed=0.1),
-    "ρ = 0.2 √n": candidate("c √n", 0.2),
-    **{f"ρ = {c} σ/‖g‖": candidate("c σ/‖g‖", c) for c in (0.1, 0.2)},
-    **{f"ρ = {c} η‖m‖": candidate("c η‖m‖", c) for c in (1, 3)},
+    "ρ = 0.1 σ/‖g‖": candidate("c σ/‖g‖", 0.1),
+    "ρ = η‖m‖": candidate("c η‖m‖", 1),
     "ρ = 0.4 η/η₀": candidate("c η/η₀", 0.4),
     "ρ = 0.8 t/T": candidate("c t/T", 0.8),
-    **{f"ρ = {c} ‖x‖": candidate("c ‖x‖ per leaf", c) for c in (0.03, 0.05)},
+    "ρ = 0.05 ‖x‖": candidate("c ‖x‖ per leaf", 0.05),
 }
 # Automatic methods, and the searched ones that they stand for.
 METHODS = {"auto_vasso": "vasso", "auto_lagged_vasso": "lagged_vasso"}
@@ -75,7 +74,7 @@ def compare(
     for label in ("sgd", "sam", METHODS[method_name]):
         point = known[label]["hyperparameters"]
         found[label] = score(harness.methods.METHODS[label], point)
-    for label, chosen in CANDIDATES.items():
+    for label, chosen in candidates_of(options).items():
         settings = harness.ascents.as_numbers(chosen)
 
         def measure(points: Any, seeds: Any, settings: Any = settings) -> Any:
@@ -92,12 +91,18 @@ def compare(
     return {"seeds": options.seeds, "found": found}
 
 
-def work_of(task: tasks.Task, method_name: str, plan: Any, seeds: int) -> float:
+def candidates_of(options: Any) -> dict[str, dict[str, Any]]:
+    """All candidates; three for a smoke run."""
+    return dict(list(CANDIDATES.items())[: 3 if options.smoke else None])
+
+
+def work_of(task: tasks.Task, method_name: str, plan: Any, options: Any) -> float:
     """Gradients of the comparison on one task that widens nothing."""
     gradients = harness.training.gradients_of(
         task, harness.ascents.traced_method(method_name), "gradients"
     )
-    trainings = len(CANDIDATES) * (plan.search.trainings + seeds) + 3 * seeds
+    each = plan.search.trainings + options.seeds
+    trainings = len(candidates_of(options)) * each + 3 * options.seeds
     return trainings * gradients
 
 
@@ -123,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     searched, plan = evidence.read(parser, options), evidence.plan_of(options)
     folder = options.runs / "automatic_candidates"
     work = {
-        (name, task): work_of(loaded(task, options), name, plan, options.seeds)
+        (name, task): work_of(loaded(task, options), name, plan, options)
         for name in METHODS
         for task in options.tasks
     }
@@ -159,6 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def compared(found: dict[str, Any]) -> list[str]:
+    """The candidates that every task has."""
+    return [k for k in CANDIDATES if all(k in scores for scores in found.values())]
+
+
 def gains(name: str, found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Points above the searched method, by task and row of the table."""
     return {
@@ -177,7 +187,7 @@ def left_out(name: str, found: dict[str, Any]) -> dict[str, str]:
         others = [row for other, row in gained.items() if other != task]
         if others:
             result[task] = max(
-                CANDIDATES, key=lambda k, rows=others: sum(row[k] for row in rows)
+                compared(found), key=lambda k, rows=others: sum(row[k] for row in rows)
             )
     return result
 
@@ -186,7 +196,7 @@ def cells(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     """A row per candidate: points above the searched method, and their mean."""
     gained, chosen = gains(name, found), left_out(name, found)
     lines = []
-    for row in ("sgd", "sam", *CANDIDATES):
+    for row in ("sgd", "sam", *compared(found)):
         label = row if row in CANDIDATES else harness.methods.METHODS[row].label
         each = [
             f"{gain[row]:+.1f} ± {scores[row]['standard_error']:.1f}".replace("-", "−")
@@ -203,17 +213,18 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """Candidates less the searched method: each task faintly, and the mean."""
     figures = harness.figures
     figure, axes = figures.panels(1, 2, width=5.4, height=5.4)
-    heights = [-height for height in range(len(CANDIDATES))]
+    shown = compared(next(iter(content["methods"].values())))
+    heights = [-height for height in range(len(shown))]
     for ax, (name, found) in zip(axes[0], content["methods"].items(), strict=True):
         method, gained = harness.methods.METHODS[name], gains(name, found)
         for gain in gained.values():
-            ax.plot([gain[k] for k in CANDIDATES], heights, "o", color="0.75", ms=4)
+            ax.plot([gain[k] for k in shown], heights, "o", color="0.75", ms=4)
         if gained:
-            means = [fmean(gain[k] for gain in gained.values()) for k in CANDIDATES]
+            means = [fmean(gain[k] for gain in gained.values()) for k in shown]
             ax.plot(means, heights, "D", color=method.color, ms=6)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_xlim(-16, 13)
-        ax.set_yticks(heights, list(CANDIDATES), fontsize=8)
+        ax.set_yticks(heights, shown, fontsize=8)
         ax.set_title(method.label, fontsize=10)
         ax.set_xlabel("points above the searched method")
     axes[0, 1].set_yticklabels([])

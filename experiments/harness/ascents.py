@@ -11,13 +11,12 @@ import optax
 import optax_vasso as ov
 from experiments.harness.methods import METHODS, MOMENTUM, Method, Range
 
-# The length of ε, with a constant c. n is how many gradients the average amounts to in
-# pure noise; σ the noise, from how far a gradient is from the average before it; m the
-# momentum; η the learning rate, which falls from η₀; t the step of T.
+# The length of ε, with a constant c. σ is the noise, from how far a gradient is from
+# the average before it; m the momentum; η the learning rate, which falls from η₀; t the
+# step of T.
 RADII = (
     "c",
     "c/cos(d, g)",
-    "c √n",
     "c σ/‖g‖",
     "c η‖m‖",
     "c η/η₀",
@@ -31,7 +30,6 @@ class TracedState(NamedTuple):
 
     step: jax.Array
     smoothing_state: Any
-    squares: jax.Array  # of the weights in the average, summed: 1/n
     cosine: jax.Array
     variance: jax.Array
     momentum: Any
@@ -51,7 +49,6 @@ def traced_ascent(h: dict[str, Any]) -> optax.GradientTransformation:
         return TracedState(
             step=jnp.zeros((), jnp.int32),
             smoothing_state=smoothing.init(params),
-            squares=jnp.ones(()),
             cosine=jnp.ones(()),
             variance=jnp.zeros(()),
             momentum=optax.tree.zeros_like(params),
@@ -64,9 +61,6 @@ def traced_ascent(h: dict[str, Any]) -> optax.GradientTransformation:
         surprise = norm(optax.tree.sub(g, state.smoothing_state.ema)) ** 2
         variance = _followed(state.variance, surprise, state.step == 1)
         d, smoothing_state = smoothing.update(g, state.smoothing_state)
-        theta = smoothing_state.metrics["theta"]
-        squares = (1 - theta) ** 2 * state.squares + theta**2
-        squares = jnp.where(is_first, 1.0, squares)
         cosine = optax.tree.vdot(d, g) / (norm(d) * norm(g) + tiny)
         cosine = _followed(state.cosine, cosine, is_first)
         momentum = optax.tree.add_scale(g, MOMENTUM, state.momentum)
@@ -75,7 +69,6 @@ def traced_ascent(h: dict[str, Any]) -> optax.GradientTransformation:
         lengths = {
             "c": 1.0,
             "c/cos(d, g)": 1 / jnp.clip(cosine, 1 / 6, 1.0),
-            "c √n": 1 / jnp.sqrt(squares),
             "c σ/‖g‖": jnp.where(is_first, 0.0, jnp.sqrt(variance) / (norm(g) + tiny)),
             "c η‖m‖": h["learning_rate"] * rate * norm(momentum),
             "c η/η₀": rate,
@@ -93,7 +86,6 @@ def traced_ascent(h: dict[str, Any]) -> optax.GradientTransformation:
         return jax.tree.map(perturbation, d, params), TracedState(
             step=state.step + 1,
             smoothing_state=smoothing_state,
-            squares=squares,
             cosine=cosine,
             variance=variance,
             momentum=momentum,

@@ -41,13 +41,23 @@ def test_the_guard_is_measured_without_and_with(folder):
         assert all(0 < mean < 100 for mean in found["means"])
 
 
-def test_candidates_are_all_compared(folder):
+def test_candidates_are_compared_with_the_searched_methods(folder):
     found = json.loads((folder / "smoke/automatic_candidates.json").read_text())
     assert found["finished"]
-    for method in found["methods"].values():
-        tried = method["tried"]["wine-50"]["candidates"]
-        assert list(tried) == list(candidates.CANDIDATES)
-        assert all(0 <= row["accuracy"] <= 100 for row in tried.values())
+    for name, method in found["methods"].items():
+        scores = method["wine-50"]
+        searched = candidates.METHODS[name]
+        assert list(scores) == [
+            "sgd",
+            "sam",
+            searched,
+            *list(candidates.CANDIDATES)[:3],
+        ]
+        gained = candidates.gains(name, method)["wine-50"]
+        assert gained[searched] == 0
+        assert gained["ρ = 0.3"] == (
+            scores["ρ = 0.3"]["mean"] - scores[searched]["mean"]
+        )
     assert (folder / "smoke/automatic_candidates.png").stat().st_size > 5000
 
 
@@ -60,21 +70,20 @@ def test_what_is_finished_is_not_done_again(experiment, folder, monkeypatch):
     assert experiment.main(["--smoke", "--runs", str(folder)]) == 0
 
 
-def test_a_task_and_the_digits_are_left_out_of_the_choice_of_the_defaults():
-    best, other, third, *rest = candidates.CANDIDATES
+def test_a_task_is_left_out_of_the_choice_of_its_defaults():
+    best, other, *rest = candidates.CANDIDATES
 
-    def part(**accuracy):
-        names = dict.fromkeys((third, *rest), 50.0) | accuracy
-        return {"candidates": {k: {"accuracy": a} for k, a in names.items()}}
+    def scores(**mean):
+        means = dict.fromkeys(rest, 50.0) | mean | {"vasso": 70.0}
+        return {name: {"mean": value} for name, value in means.items()}
 
-    tried = {
-        "a": part(**{best: 90.0, other: 60.0}),
-        "b": part(**{best: 60.0, other: 80.0}),
-        "c": part(**{best: 60.0, other: 70.0}),
-        "digits-75": part(**{best: 10.0, other: 10.0, third: 99.0}),
+    found = {
+        "a": scores(**{best: 90.0, other: 60.0}),
+        "b": scores(**{best: 60.0, other: 80.0}),
+        "c": scores(**{best: 60.0, other: 70.0}),
     }
-    chosen = {"a": other, "b": best, "c": best, "digits-75": best}
-    assert candidates.left_out(tried) == chosen
+    chosen = {"a": other, "b": best, "c": best}
+    assert candidates.left_out("auto_vasso", found) == chosen
 
 
 def test_every_length_of_a_candidate_is_what_it_says():
@@ -86,7 +95,6 @@ def test_every_length_of_a_candidate_is_what_it_says():
     lengths = {
         "c": 0.1,
         "c/cos(d, g)": 0.1,
-        "c √n": 0.1,
         "c σ/‖g‖": 0.0,
         "c η‖m‖": 0.1 * 0.3 * 5.0,
         "c η/η₀": 0.1,
