@@ -8,6 +8,7 @@ from typing import Any
 from experiments import (
     answers,
     automatic,
+    automatic_candidates as candidates,
     batch_size,
     best_radius,
     bouncing,
@@ -162,14 +163,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_clean_labels": clean_labels,
     **{f"answers_{name}": lambda n=name: question(n) for name in QUESTIONS},
     **{
-        f"{name}_{what}": lambda n=name, k=key, c=cells: markdown(
-            *c(load("automatic")["methods"][n][k])
+        f"{name}_compared": lambda n=name: markdown(
+            *automatic.cells(load("automatic")["methods"][n])
         )
         for name in automatic.SEARCHED
-        for what, key, cells in (
-            ("candidates", "tried", automatic.candidate_cells),
-            ("compared", "compared", automatic.compared_cells),
+    },
+    **{
+        f"{name}_candidates": lambda n=name: markdown(
+            *candidates.cells(n, load("automatic_candidates")["methods"][n])
         )
+        for name in candidates.METHODS
     },
     "collapse_guard": lambda: markdown(
         *automatic.guard_cells(load("automatic")["guard"])

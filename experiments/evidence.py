@@ -25,8 +25,6 @@ FEWER = (
     "friendly_sam",
     "vasso",
     "lagged_vasso",
-    "auto_vasso",
-    "auto_lagged_vasso",
     "momentum_sam",
 )
 SIMPLER = ("digits-0", "digits-25", "convnet-50")
@@ -83,8 +81,7 @@ def parsed(arguments: list[str] | None) -> Any:
         "evidence",
         __doc__,
         seeds=24,
-        methods=command_line.METHOD_LABELS,
-        default_methods=COMPARED,
+        methods=COMPARED,
     )
     parser.add_argument(
         "--tasks",

@@ -221,35 +221,34 @@ def cells(panel: dict[str, list[Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """A panel per task: accuracy over θ, a line per sign and learning rate."""
+    """Accuracy over θ: a column per task, a row per learning rate."""
     figures, panels = harness.figures, content["panels"]
-    figure, axes = figures.panels(1, len(panels), width=3.6, height=3.4)
+    rates = settings(next(iter(panels.values())), "learning_rate")
+    figure, axes = figures.panels(len(rates), len(panels), width=3.0, height=2.2)
     colors = {"with": "#8B0000", "against": "#999999", "slope": "#0072B2"}
-    for ax, (title, panel) in zip(axes[0], panels.items(), strict=True):
+    for column, (title, panel) in zip(axes.T, panels.items(), strict=True):
         thetas = settings(panel, "theta")
-        for number, (sign, found) in enumerate(panel.items()):
-            for rate, style in zip(
-                settings(panel, "learning_rate"), (":", "-", "--"), strict=False
-            ):
+        for ax, rate in zip(column, rates, strict=True):
+            for number, (sign, found) in enumerate(panel.items()):
                 points = [best(found, learning_rate=rate, theta=t) for t in thetas]
                 ax.errorbar(
                     np.arange(len(thetas)) + 0.06 * (number - 1),
                     [point["mean"] for point in points],
                     yerr=[point["standard_error"] for point in points],
                     color=colors[sign],
-                    linestyle=style,
                     marker="o",
                     markersize=4,
                     capsize=2,
-                    label=f"{SIGNS[sign]}, η = {rate:g}",
+                    label=SIGNS[sign],
                 )
-        ax.set(title=title, xlabel="θ")
-        ax.title.set_fontsize(10)
-        ax.set_xticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
-    axes[0, 0].set_ylabel("validation accuracy (%)")
+            ax.set_xticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
+            if ax in axes[:, 0]:
+                ax.set_ylabel(f"η = {rate:g}\naccuracy (%)")
+        column[0].set_title(title, fontsize=10)
+        column[-1].set_xlabel("smoothing θ")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, ncols=3, loc="outside lower center", frameon=False, fontsize=8
+        handles, labels, ncols=3, loc="outside lower center", frameon=False, fontsize=9
     )
     figures.save(figure, path)
 

@@ -27,7 +27,7 @@ from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 # Loss → gradient: which examples.
 from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
 
-# A shorter perturbation where a training is about to collapse.
+# A perturbation in proportion to what the model has learned.
 from optax_vasso.guard import collapse_guard
 
 # Whether a lagged perturbation arrives, and leads uphill.

@@ -1,4 +1,4 @@
-"""A shorter perturbation where a training is about to collapse."""
+"""A perturbation in proportion to what the model has learned."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import numerics
-from optax_vasso.automatic import projected_perturb
+from optax_vasso.ascent import sam_perturb
 from optax_vasso.smoothing import vasso_ema
 from optax_vasso.validation import (
     Hyperparameter,
     check_hyperparameter,
+    check_integer,
     check_params,
     check_state,
     check_transformation,
@@ -29,12 +30,15 @@ class CollapseGuardState(NamedTuple):
     Attributes:
       step: calls so far, an int32 scalar.
       loss: the moving average of the loss, a float32 (under x64 float64) scalar.
+      waited: calls since it was last below the margin, an int32 scalar.
       guarded_state: the state of the ascent chain that is guarded.
-      metrics: ``guard``, the share in [0, 1] of the perturbation that was let through.
+      metrics: ``guard``, the share in [0, 1] of the perturbation that was let through,
+        a float32 (under x64 float64) scalar.
     """
 
     step: jax.Array
     loss: jax.Array
+    waited: jax.Array
     guarded_state: optax.OptState
     metrics: dict[str, jax.Array]
 
@@ -43,28 +47,33 @@ def collapse_guard(
     ascent: optax.GradientTransformation,
     ceiling: Hyperparameter,
     *,
-    margin: float = 0.04,
+    margin: float = 0.02,
+    patience: int = 20,
     weight: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shorten the perturbation while the model knows hardly more than a constant.
+    """Shorten the perturbation of a model that knows hardly more than a constant.
 
     Training collapses where every prediction is the same, at the loss of the best
-    constant prediction, and it does so in the first epochs, when the loss is about that
-    high and a perturbation undoes what little was learned. So multiply ε by::
+    constant prediction: there a perturbation undoes whatever was learned. So follow the
+    loss by a moving average l_t. Where it has not been below ``(1 - margin) * ceiling``
+    for ``patience`` steps, multiply ε by::
 
-        clip((ceiling − l_t) / (margin · ceiling), 0, 1)
+        clip((ceiling - l_t) / (margin * ceiling), 0, 1)
 
-    with a moving average l_t of the loss: nothing is perturbed at the ceiling, all of ε
-    arrives where the loss is a share ``margin`` below it, and a training that falls
-    back is let go before it is lost. It costs two scalars, and accuracy where nothing
-    would have collapsed, since the perturbation begins later.
+    until it is. A training that learns within its first ``patience`` steps and does not
+    fall back is not changed at all. Without patience and with a wide margin, the
+    perturbation is in proportion to what the model has learned, as in
+    :func:`auto_vasso`. The guard costs three scalars.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
       ceiling: the loss of the best constant prediction, > 0: for cross-entropy log C
         with C classes that are equally frequent, else the entropy of their frequencies,
         both in nats. A number, a schedule of the step, or a traced scalar.
-      margin: how far below the ceiling all of ε is let through, as a share of it, > 0.
+      margin: how far below the ceiling all of ε is let through, as a share of the
+        ceiling, in (0, 1).
+      patience: for how many steps all of ε is let through nevertheless, an
+        integer >= 0.
       weight: of the newest loss in the average, in (0, 1].
 
     Returns:
@@ -79,23 +88,28 @@ def collapse_guard(
         ``value`` is missing.
 
     Examples:
-      Halfway between the ceiling and the margin half of ε is let through:
+      The second step near the loss of guessing is one too many here:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import collapse_guard, sam_perturb
-      >>> ascent = collapse_guard(sam_perturb(0.5), ceiling=2.0, margin=0.125)
+      >>> ascent = collapse_guard(
+      ...     sam_perturb(0.5), ceiling=2.0, margin=0.25, patience=2, weight=1.0
+      ... )
       >>> grads = jnp.array([3.0, 4.0])
-      >>> perturbation, state = ascent.update(grads, ascent.init(grads), value=1.875)
-      >>> print(perturbation, state.metrics["guard"])
+      >>> state = ascent.init(grads)
+      >>> for loss in (2.0, 1.75, 1.0):
+      ...     perturbation, state = ascent.update(grads, state, value=loss)
+      ...     print(perturbation, state.metrics["guard"])
+      [0.3 0.4] 1.0
       [0.15 0.2 ] 0.5
+      [0.3 0.4] 1.0
     """
     check_transformation("ascent", ascent)
     check_hyperparameter(
         "ceiling", ceiling, "a finite number > 0", lambda v: 0 < v < float("inf")
     )
-    check_hyperparameter(
-        "margin", margin, "a finite number > 0", lambda v: 0 < v < float("inf")
-    )
+    check_hyperparameter("margin", margin, "in (0, 1)", lambda v: 0 < v < 1)
+    check_integer("patience", patience, 0)
     check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
     ascent = optax.with_extra_args_support(ascent)
 
@@ -105,6 +119,7 @@ def collapse_guard(
         return CollapseGuardState(
             step=jnp.zeros((), jnp.int32),
             loss=loss,
+            waited=jnp.zeros((), jnp.int32),
             guarded_state=ascent.init(params),
             metrics={"guard": guard},
         )
@@ -127,21 +142,26 @@ def collapse_guard(
             updates, state.guarded_state, params, value=value, **extra_args
         )
         dtype = state.loss.dtype
-        newest, high, share, by = (
+        newest, high, newest_share, by = (
             jnp.asarray(x).astype(dtype)
             for x in (value, value_at(ceiling, state.step), weight, margin)
         )
-        loss = jnp.where(
-            state.step == 0, newest, state.loss + share * (newest - state.loss)
-        )
-        guard = jnp.clip((high - loss) / (by * high), 0, 1)
+        is_first = state.step == 0
+        last = jnp.where(is_first, high, state.loss)
+        # One loss that is not finite must not stay in the average.
+        newest = jnp.where(jnp.isfinite(newest), newest, last)
+        loss = jnp.where(is_first, newest, last + newest_share * (newest - last))
+        learned = (high - loss) / (by * high)
+        waited = jnp.where(learned > 1, 0, optax.safe_increment(state.waited))
+        share = jnp.where(waited < patience, 1, jnp.clip(learned, 0, 1))
         return numerics.map_updates(
-            lambda e: guard.astype(jnp.abs(e).dtype) * e, perturbation
+            lambda e: share.astype(jnp.abs(e).dtype) * e, perturbation
         ), CollapseGuardState(
             step=optax.safe_increment(state.step),
             loss=loss,
+            waited=waited,
             guarded_state=guarded_state,
-            metrics={"guard": guard},
+            metrics={"guard": share},
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -149,10 +169,12 @@ def collapse_guard(
 
 def automatic_ascent(
     ceiling: Hyperparameter,
-    r: Hyperparameter,
+    rho: Hyperparameter,
     theta: Hyperparameter,
     accumulator_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The ascent chain of the automatic methods."""
-    smoothing = vasso_ema(theta, accumulator_dtype=accumulator_dtype)
-    return collapse_guard(projected_perturb(r, smoothing), ceiling)
+    ascent = optax.chain(
+        vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
+    )
+    return collapse_guard(ascent, ceiling, margin=0.15, patience=0)

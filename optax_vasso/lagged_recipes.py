@@ -82,7 +82,7 @@ def lagged_vasso(
 def auto_lagged_vasso(
     optimizer: optax.GradientTransformation,
     ceiling: Hyperparameter,
-    r: Hyperparameter = 0.3,
+    rho: Hyperparameter = 0.3,
     theta: Hyperparameter = 0.4,
     *,
     accumulator_dtype: Any = None,
@@ -97,21 +97,21 @@ def auto_lagged_vasso(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
-      r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
+      rho: the largest radius, as in :func:`sam_perturb`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the loss as
-      ``value``, which :func:`make_train_step` passes. ``rho`` and ``guard`` are among
-      the metrics.
+      ``value``, which :func:`make_train_step` passes. ``guard`` is among the
+      metrics.
 
     Raises:
       ValueError: if a hyperparameter is out of its range; at ``update``, if ``value``
         is missing.
     """
-    ascent = automatic_ascent(ceiling, r, theta, accumulator_dtype)
+    ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
     return lagged(optimizer, masked_ascent(ascent, mask))
 
 

@@ -117,7 +117,7 @@ def vasso(
 def auto_vasso(
     optimizer: optax.GradientTransformation,
     ceiling: Hyperparameter,
-    r: Hyperparameter = 0.3,
+    rho: Hyperparameter = 0.3,
     theta: Hyperparameter = 0.4,
     *,
     accumulator_dtype: Any = None,
@@ -125,16 +125,16 @@ def auto_vasso(
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO with a radius that needs no search.
 
-    ρ follows the angle between the average and the gradient
-    (:func:`projected_perturb`), and nothing is perturbed before the loss is below that
-    of guessing (:func:`collapse_guard`). To let θ follow the gradients as well, put
-    :func:`self_tuned_ema` in the place of :func:`vasso_ema`.
+    The radius follows what the model has learned (:func:`collapse_guard` without
+    patience): it grows from none at the loss of guessing L to ``rho`` at 0.85 L. So one
+    large ``rho`` serves for many tasks: where labels are so noisy that the loss hardly
+    falls, or the learning rate so high that training is near collapse, it is shorter.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`:
         log C nats for the cross-entropy of C classes.
-      r: length of the perturbation along the gradient, as in :func:`projected_perturb`.
+      rho: the largest radius, as in :func:`sam_perturb`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
@@ -142,7 +142,7 @@ def auto_vasso(
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
       in :func:`sharpness_aware`, and the loss as ``value``; :func:`make_train_step`
-      passes both. ``rho`` and ``guard`` are among the metrics.
+      passes both. ``guard`` is among the metrics.
 
     Examples:
       >>> import math
@@ -156,12 +156,10 @@ def auto_vasso(
       ...     updates, state = optimizer.update(
       ...         params, state, params, grad_fn=lambda x: x, value=loss
       ...     )
-      >>> for name in ("rho", "guard"):
-      ...     print(name, optax.tree.get(state, name))
-      rho 0.3
-      guard 1.0
+      >>> print(optax.tree.get(state, "guard"))
+      1.0
     """
-    ascent = automatic_ascent(ceiling, r, theta, accumulator_dtype)
+    ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
     return sharpness_aware(optimizer, masked_ascent(ascent, mask))
 
 

@@ -1,4 +1,4 @@
-"""θ that follows the innovations and ρ that follows the angle to the gradient."""
+"""θ that follows the innovations, ρ that follows the angle or the loss."""
 
 import functools
 
@@ -169,12 +169,35 @@ def test_averages_may_be_wider_than_the_parameters(recipe, dtype):
 
 
 @pytest.mark.parametrize("recipe", [ov.auto_vasso, ov.auto_lagged_vasso])
-def test_the_train_step_reports_rho_and_the_guard(recipe):
-    optimizer = recipe(optax.sgd(0.1), ceiling=2.0, r=0.25)
+def test_the_train_step_reports_how_much_the_automatic_methods_perturb(recipe):
+    optimizer = recipe(optax.sgd(0.1), ceiling=4.0)
     step = ov.make_train_step(lambda params, batch: jnp.sum(params**2), optimizer)
-    _, metrics = step(ov.init_train_state(jnp.ones(3), optimizer), None)
-    assert metrics["rho"] == 0.25
-    assert metrics["guard"] == 0  # a loss of 3
+    for start, share in ((1.3, 0.0), (1.1, (4 - 3 * 1.1**2) / 0.6), (1.0, 1.0)):
+        state = ov.init_train_state(jnp.full(3, start), optimizer)
+        _, metrics = step(state, None)
+        np.testing.assert_allclose(metrics["guard"], share, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wrap"),
+    [(ov.auto_vasso, ov.sharpness_aware), (ov.auto_lagged_vasso, ov.lagged)],
+)
+def test_automatic_methods_are_their_parts(recipe, wrap):
+    ascent = ov.collapse_guard(
+        optax.chain(ov.vasso_ema(0.3), ov.sam_perturb(0.1)),
+        2.0,
+        margin=0.15,
+        patience=0,
+    )
+    optimizers = recipe(optax.sgd(0.1), 2.0, 0.1, 0.3), wrap(optax.sgd(0.1), ascent)
+    found = []
+    for optimizer in optimizers:
+        step = ov.make_train_step(lambda x, batch: jnp.sum(x**2) / 2, optimizer)
+        state = ov.init_train_state(jnp.array([1.0, -0.5, 1.2]), optimizer)
+        for _ in range(3):
+            state, _ = step(state, None)
+        found.append(state.params)
+    chex.assert_trees_all_equal(*found)
 
 
 def test_each_layer_may_have_a_gain_and_a_radius_of_its_own():
@@ -195,34 +218,67 @@ def test_each_layer_may_have_a_gain_and_a_radius_of_its_own():
     }
 
 
-def guarded(ceiling=2.0, margin=0.5, weight=0.5):
-    return ov.collapse_guard(ov.sam_perturb(1.0), ceiling, margin=margin, weight=weight)
+def guarded(ceiling=2.0, margin=0.5, patience=2, weight=0.5):
+    return ov.collapse_guard(
+        ov.sam_perturb(1.0), ceiling, margin=margin, patience=patience, weight=weight
+    )
 
 
-def test_the_guard_is_the_distance_of_the_average_loss_from_its_ceiling():
-    grads = jnp.array([3.0, 4.0])
-    ascent, average = guarded(), None
-    state = ascent.init(grads)
-    for loss in (2.5, 1.9, 1.0, 1.0, 0.1, 3.0):
+def lengths_under_guard(losses, **options):
+    """Length of the perturbation at each loss, and the state."""
+    grads, ascent = jnp.array([3.0, 4.0]), guarded(**options)
+    state, lengths = ascent.init(grads), []
+    for loss in losses:
         perturbation, state = ascent.update(grads, state, value=jnp.asarray(loss))
-        average = loss if average is None else (average + loss) / 2
-        share = np.clip((2.0 - average) / (0.5 * 2.0), 0, 1)
-        np.testing.assert_allclose(np.linalg.norm(perturbation), share, rtol=1e-5)
-        np.testing.assert_allclose(state.metrics["guard"], share, rtol=1e-5)
+        lengths.append(float(jnp.linalg.norm(perturbation)))
+        np.testing.assert_allclose(state.metrics["guard"], lengths[-1], rtol=1e-6)
+    return lengths, state
 
 
-def test_a_loss_far_below_the_ceiling_lets_the_chain_through_unchanged():
+def test_without_patience_the_guard_is_the_distance_of_the_loss_from_its_ceiling():
+    losses = (2.5, 1.9, 1.0, 1.0, 0.1, 3.0)
+    lengths, _ = lengths_under_guard(losses, patience=0)
+    average, expected = losses[0], []
+    for loss in losses:
+        average = (average + loss) / 2 if expected else loss
+        expected.append(np.clip((2.0 - average) / (0.5 * 2.0), 0, 1))
+    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
+    assert 0 < min(filter(None, lengths)) < max(lengths) == 1
+
+
+def test_the_guard_closes_after_its_patience_and_opens_once_something_is_learned():
+    # The margin begins at 1, the ceiling is 2.
+    lengths, _ = lengths_under_guard((2.5, 2.0, 1.5, 0.5, 1.5, 1.5, 1.5), weight=1.0)
+    np.testing.assert_allclose(lengths, [1, 0, 0.5, 1, 1, 0.5, 0.5], rtol=1e-6)
+
+
+def test_patience_is_counted_anew_once_something_is_learned():
+    lengths, state = lengths_under_guard((2, 0, 2, 0, 2, 2, 2), weight=1.0, patience=3)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 1, 1, 1, 0], rtol=1e-6)
+    assert state.waited == 3
+
+
+@pytest.mark.parametrize("broken", [jnp.inf, jnp.nan])
+def test_one_loss_that_is_not_finite_does_not_close_the_guard_for_good(broken):
+    _, state = lengths_under_guard((broken, 0.5, 0.5, broken, 0.5))
+    assert jnp.isfinite(state.loss)
+    assert state.metrics["guard"] == 1
+
+
+def test_a_training_that_learns_at_once_is_not_changed_by_the_guard():
     steps = gradients(0)
     plain, _ = run_chain(ov.sam_perturb(1.0), steps)
-    state = guarded().init(steps[0])
-    for gradient, expected in zip(steps, plain, strict=True):
-        actual, state = guarded().update(gradient, state, value=jnp.asarray(0.5))
+    ascent = guarded(patience=5, weight=1.0)
+    state = ascent.init(steps[0])
+    for i, (gradient, expected) in enumerate(zip(steps, plain, strict=True)):
+        loss = jnp.asarray(2.5 if i < 4 else 0.5)
+        actual, state = ascent.update(gradient, state, value=loss)
         chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.mark.parametrize("wrap", [ov.sharpness_aware, ov.lagged])
 def test_the_train_step_passes_the_loss_to_the_guard(wrap):
-    optimizer = wrap(optax.sgd(0.1), guarded(ceiling=2.0, margin=0.5))
+    optimizer = wrap(optax.sgd(0.1), guarded(patience=0))
     step = ov.make_train_step(lambda x, batch: jnp.sum(x**2) / 2, optimizer)
     state = ov.init_train_state(jnp.ones(3), optimizer)
     _, metrics = step(state, None)

@@ -45,7 +45,13 @@ HYPERPARAMETERS = {
             *(-0.1, NAN, float("inf"), None, jnp.asarray(-0.1), np.ones(2)),
             optax.sgd(0.1),
         )
-        for function in (ov.sam_perturb, ov.asam_perturb, ov.fisher_perturb)
+        for function in (
+            ov.sam_perturb,
+            ov.asam_perturb,
+            ov.fisher_perturb,
+            lambda rho: ov.auto_vasso(optax.sgd(0.1), 1.0, rho),
+            lambda rho: ov.auto_lagged_vasso(optax.sgd(0.1), 1.0, rho),
+        )
     ],
     "start": [make(ov.self_tuned_ema, value) for value in (0, 1, NAN, None)],
     "floor": [make(ov.self_tuned_ema, floor=value) for value in (0, 0.6, NAN)],
@@ -53,11 +59,7 @@ HYPERPARAMETERS = {
     "r": [
         make(function, value)
         for value in (-0.1, NAN, optax.sgd(0.1))
-        for function in (
-            lambda r: ov.projected_perturb(r, ov.vasso_ema(0.4)),
-            lambda r: ov.auto_vasso(optax.sgd(0.1), 1.0, r),
-            lambda r: ov.auto_lagged_vasso(optax.sgd(0.1), 1.0, r),
-        )
+        for function in (lambda r: ov.projected_perturb(r, ov.vasso_ema(0.4)),)
     ],
     "most": [make(ov.projected_perturb, 0.1, ASCENT, most=v) for v in (0.5, NAN)],
     "weight": [
@@ -70,7 +72,10 @@ HYPERPARAMETERS = {
     ],
     "smoothing": [make(ov.projected_perturb, 0.1, value) for value in (0.4, None)],
     "ceiling": [make(ov.collapse_guard, ASCENT, value) for value in (0, -1, NAN)],
-    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, NAN)],
+    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, 1, NAN)],
+    "patience": [
+        make(ov.collapse_guard, ASCENT, 1.0, patience=v) for v in (-1, 2.5, NAN)
+    ],
     "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
     "eta": [

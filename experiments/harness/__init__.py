@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 MODULES = (
+    "ascents",
     "command_line",
     "figures",
     "files",

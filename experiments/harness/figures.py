@@ -179,7 +179,7 @@ def differences(ax: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:
 
 def task_axis(ax: Any, tasks: Sequence[str]) -> None:
     """Tasks from top to bottom, at the heights 0, −1 and so on."""
-    names = [textwrap.fill(task, 36) for task in tasks]
+    names = [textwrap.fill(task, 40) for task in tasks]
     ax.set_yticks(range(0, -len(tasks), -1), names, fontsize=8)
     ax.set_ylim(0.5 - len(tasks), 0.5)
 

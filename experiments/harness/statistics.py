@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 Values = Sequence[float] | np.ndarray
 
@@ -42,6 +41,8 @@ def paired_difference(values: Values, reference: Values) -> dict[str, float]:
 
     Returns the mean, its standard error, and the two-sided p-value of Student's t test.
     """
+    from scipy import stats
+
     difference = np.asarray(values, float) - np.asarray(reference, float)
     if np.ptp(difference) == 0:  # the test would divide by zero
         p = float(difference[0] == 0)
@@ -56,6 +57,8 @@ def paired_difference(values: Values, reference: Values) -> dict[str, float]:
 
 def interval(mean: float, standard_error: float, count: int) -> tuple[float, float]:
     """The 95 % confidence interval of a mean of ``count`` values."""
+    from scipy import stats
+
     half = float(stats.t.ppf(0.975, count - 1)) * standard_error
     return mean - half, mean + half
 

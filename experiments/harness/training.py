@@ -241,7 +241,8 @@ class Program(NamedTuple):
 @functools.cache
 def _program(method: Method, network: Network, tilted: bool) -> Program:
     def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
-        chosen = row["hyperparameters"] | {"guessing": row["guessing"]}
+        own = {name: row[name] for name in ("guessing", "steps")}
+        chosen = row["hyperparameters"] | own
         return method.make(base(chosen, row["steps"]), chosen, row["seed"])
 
     def start(params: Any, row: dict[str, Any]) -> Any:

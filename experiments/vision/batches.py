@@ -1,16 +1,20 @@
 """Batches of the image experiments: CIFAR in memory, folders by Grain, label noise."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.vision import archives, augmentation, image_folder
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 
@@ -103,6 +107,8 @@ def from_arrays(data: archives.Dataset, options: Any, seed: int) -> Images:
     steps = max(1, len(labels) // options.batch)
 
     def train(seed: int) -> grain.MapDataset:
+        import grain
+
         def batch(t: int) -> Batch:
             epoch, i = divmod(int(t), steps)
             order = epoch_order(len(labels), seed, epoch)

@@ -5,16 +5,20 @@ state of an iterator. The images of a step do not depend on how many processes t
 are: each reads its own share of them.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.vision.archives import DataError
+
+if TYPE_CHECKING:
+    import grain
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # Szegedy et al. 2014 (https://arxiv.org/abs/1409.4842): share of the area, and ratio of
@@ -87,6 +91,8 @@ def train_batches(
       {"image": (batch/process_count, size, size, 3) uint8, "label": int32} at each
       index. To read ahead of the training, see ``read_ahead``.
     """
+    import grain
+
     own = _own_batch(batch, process_count)
 
     def example(i: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -120,6 +126,8 @@ def evaluation_batches(
       float32} at each index; weight is 1 for an image and 0 for what fills up the
       last batch.
     """
+    import grain
+
     own = _own_batch(batch, process_count)
 
     def example(i: int) -> dict[str, Any]:
@@ -148,6 +156,8 @@ def read_ahead(
 
     As many batches as threads are kept in memory.
     """
+    import grain
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(batches[first:].to_iter_dataset(options))
 

@@ -1,65 +1,114 @@
-"""The automatic methods: candidates, the guard, and the searched methods beside."""
+"""The automatic methods: beside the searched ones, their guard, their candidates."""
 
 import json
 
 import pytest
 
-from experiments import automatic
+from experiments import automatic, automatic_candidates as candidates
+from experiments.harness import training
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The runs of a smoke test, with units of an evidence that is made up."""
+    """The runs of both smoke tests."""
     folder = tmp_path_factory.mktemp("runs")
-    units = folder / "smoke" / "evidence" / "wine-50"
-    units.mkdir(parents=True)
-    for name, values in (("auto_vasso", [80.0, 84.0]), ("vasso", [81.0, 81.0])):
-        last = {"mean": sum(values) / 2, "standard_error": 2.0, "values": values}
-        last |= {"minimum": min(values), "collapsed": 0}
-        unit = {"gradients": {"last": last}}
-        (units / f"{name}.json").write_text(json.dumps(unit))
-    assert automatic.main(["--smoke", "--runs", str(folder)]) == 0
+    for experiment in (automatic, candidates):
+        assert experiment.main(["--smoke", "--runs", str(folder)]) == 0
     return folder
 
 
-def test_candidates_guard_and_comparison_are_saved(folder):
+def test_automatic_methods_are_compared_with_the_published_searches(folder):
     found = json.loads((folder / "smoke/automatic.json").read_text())
     assert found["finished"]
-    method = found["methods"]["auto_vasso"]
-    tried = method["tried"]["wine-50"]["candidates"]
-    assert list(tried) == list(automatic.CANDIDATES)
-    assert all(0 <= row["accuracy"] <= 100 for row in tried.values())
-    assert method["compared"]["wine-50"]["difference"]["mean"] == 1.0
-    assert found["methods"]["auto_lagged_vasso"]["compared"] == {}
-    assert found["guard"]["seeds"] == 2
+    published = automatic.evidence.PUBLISHED / "evidence.json"
+    tasks = json.loads(published.read_text())["tasks"]
+    for name, searched in automatic.SEARCHED.items():
+        row = found["methods"][name]["wine-50"]
+        last = tasks["wine-50"]["gradients"][searched]["last"]
+        assert row["searched"]["mean"] == last["mean"]
+        # Two seeds are compared with the same two.
+        expected = row["automatic"]["mean"] - sum(last["values"][:2]) / 2
+        assert row["difference"]["mean"] == pytest.approx(expected, abs=0.01)
     assert (folder / "smoke/automatic.png").stat().st_size > 5000
 
 
-def test_what_is_finished_is_not_done_again(folder, monkeypatch):
+def test_the_guard_is_measured_without_and_with(folder):
+    guard = json.loads((folder / "smoke/automatic.json").read_text())["guard"]
+    assert list(guard) == list(automatic.EDGES)
+    for found in guard.values():
+        assert found["seeds"] == 2
+        assert all(0 <= lost <= 2 for lost in found["collapsed"])
+        assert all(0 < mean < 100 for mean in found["means"])
+
+
+def test_candidates_are_compared_with_the_searched_methods(folder):
+    found = json.loads((folder / "smoke/automatic_candidates.json").read_text())
+    assert found["finished"]
+    for name, method in found["methods"].items():
+        scores = method["wine-50"]
+        searched = candidates.METHODS[name]
+        assert list(scores) == [
+            "sgd",
+            "sam",
+            searched,
+            *list(candidates.CANDIDATES)[:3],
+        ]
+        gained = candidates.gains(name, method)["wine-50"]
+        assert gained[searched] == 0
+        assert gained["ρ = 0.3"] == (
+            scores["ρ = 0.3"]["mean"] - scores[searched]["mean"]
+        )
+    assert (folder / "smoke/automatic_candidates.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("experiment", [automatic, candidates])
+def test_what_is_finished_is_not_done_again(experiment, folder, monkeypatch):
     def train(*arguments, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(automatic.harness.training, "train", train)
-    assert automatic.main(["--smoke", "--runs", str(folder)]) == 0
+    monkeypatch.setattr(training, "train", train)
+    assert experiment.main(["--smoke", "--runs", str(folder)]) == 0
 
 
 def test_a_task_is_left_out_of_the_choice_of_its_defaults():
-    best, other, *rest = automatic.CANDIDATES
+    best, other, *rest = candidates.CANDIDATES
 
-    def part(**accuracy):
-        names = dict.fromkeys(rest, 50.0) | accuracy
-        return {"candidates": {k: {"accuracy": names[k]} for k in automatic.CANDIDATES}}
+    def scores(**mean):
+        means = dict.fromkeys(rest, 50.0) | mean | {"vasso": 70.0}
+        return {name: {"mean": value} for name, value in means.items()}
 
-    tried = {
-        "a": part(**{best: 90.0, other: 60.0}),
-        "b": part(**{best: 60.0, other: 80.0}),
-        "c": part(**{best: 60.0, other: 70.0}),
+    found = {
+        "a": scores(**{best: 90.0, other: 60.0}),
+        "b": scores(**{best: 60.0, other: 80.0}),
+        "c": scores(**{best: 60.0, other: 70.0}),
     }
-    assert automatic.left_out(tried) == {"a": other, "b": best, "c": best}
+    chosen = {"a": other, "b": best, "c": best}
+    assert candidates.left_out("auto_vasso", found) == chosen
 
 
-def test_a_relative_radius_is_a_share_of_the_first_parameters():
-    task = automatic.tasks.load("wine-50")
-    chosen = automatic.BASIC | {"r": 0.0, "relative": 0.01}
-    # He initialization of 13-64-64-3: 2 n_out per layer, so ‖x_0‖² is about 262.
-    assert automatic.settings(task, chosen)["r"] == pytest.approx(0.162, rel=0.1)
+def test_every_length_of_a_candidate_is_what_it_says():
+    import jax.numpy as jnp
+    import numpy as np
+
+    from experiments.harness import ascents
+
+    lengths = {
+        "c": 0.1,
+        "c/cos(d, g)": 0.1,
+        "c σ/‖g‖": 0.0,
+        "c η‖m‖": 0.1 * 0.3 * 5.0,
+        "c η/η₀": 0.1,
+        "c t/T": 0.0,
+        "c ‖x‖ per leaf": 0.1 * 2.0,
+    }
+    assert tuple(lengths) == ascents.RADII
+    params, grads = jnp.array([0.0, 2.0]), jnp.array([3.0, 4.0])
+    for radius, expected in lengths.items():
+        settings = ascents.as_numbers(candidates.candidate(radius, 0.1))
+        settings |= {"learning_rate": 0.3, "steps": 10.0}
+        settings = {name: jnp.asarray(value) for name, value in settings.items()}
+        ascent = ascents.traced_ascent(settings)
+        perturbation, _ = ascent.update(grads, ascent.init(params), params)
+        np.testing.assert_allclose(
+            jnp.linalg.norm(perturbation), expected, rtol=1e-5, err_msg=radius
+        )
