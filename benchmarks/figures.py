@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import page
-from experiments.harness import figures as shared
+from experiments.harness import figures as shared, methods
 
-COLORS = ("#0072B2", "#D55E00", "#8B0000", "#E69F00", "#999999", "#009E73")
+# Of what is no method of the experiments; those have their own colour everywhere.
+COLORS = ("#009E73", "#E69F00", "#999999")
+OWN = {method.label: method.color for method in methods.METHODS.values()} | {
+    "VaSSO's chain": methods.METHODS["vasso"].color
+}
+OURS, THEIRS = "#0072B2", "#CC79A7"  # JAX and PyTorch
 
 
 def series(rows: page.Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
@@ -34,7 +39,9 @@ def scaling(path: Path) -> None:
     )
     for ax, (axis, key, x_label, y_label) in zip(axes.flat, chosen, strict=True):
         lines = series(rows, axis, key)
-        for color, (label, (sizes, values)) in zip(COLORS, lines.items(), strict=False):
+        others = iter(COLORS)
+        for label, (sizes, values) in lines.items():
+            color = OWN.get(label) or next(others)
             ax.loglog(sizes, values, "o-", color=color, label=label, markersize=4)
         ax.set_xlabel(x_label)
         ax.set_ylabel(y_label)
@@ -82,7 +89,7 @@ def peers(path: Path) -> None:
         }
         low, median, high = np.array(list(bars.values())).T
         heights = np.arange(len(bars))[::-1]
-        colors = [COLORS[1] if "orch" in name else COLORS[0] for name in bars]
+        colors = [THEIRS if "orch" in name else OURS for name in bars]
         ax.barh(heights, median, color=colors, height=0.6)
         ax.errorbar(
             *(median, heights),
