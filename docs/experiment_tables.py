@@ -33,6 +33,7 @@ from experiments.harness.tables import (
 
 RESULTS = Path(__file__).parents[1] / "results"
 RADIUS_FILE = "radius_digits-75"
+ALONG_FILE = "radius_along_digits-75"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -105,9 +106,9 @@ def main_job(name: str) -> str:
     return markdown(*cells(load(name)["methods"]))
 
 
-def heat_map(decay: str) -> str:
+def heat_map(decay: str, name: str = RADIUS_FILE) -> str:
     """Accuracy over ρ and θ at one weight decay."""
-    panels = load(RADIUS_FILE)["panels"]
+    panels = load(name)["panels"]
     return markdown(*radius.cells(panels[f"weight decay {decay}"]))
 
 
@@ -182,6 +183,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "radius_0.0005": lambda: heat_map("0.0005"),
     "radius_0.005": lambda: heat_map("0.005"),
     "radius_gains": lambda: markdown(*radius.gains(load(RADIUS_FILE))),
+    "radius_along_0.0005": lambda: heat_map("0.0005", ALONG_FILE),
+    "radius_along_0.005": lambda: heat_map("0.005", ALONG_FILE),
+    "radius_along_gains": lambda: markdown(*radius.gains(load(ALONG_FILE))),
     "best_radius": lambda: markdown(*best_radius.cells(load("best_radius"))),
     "radius_warmup": lambda: markdown(*radius_warmup.cells(load("radius_warmup"))),
     "lagged_feeding": lambda: markdown(*lagged_feeding.cells(load("lagged_feeding"))),

@@ -6,6 +6,7 @@ test set is not touched. Cells with seeds that collapsed are hatched and say how
 The robust radius of a θ is the largest ρ of the grid up to which no seed did.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,24 @@ def main(arguments: list[str] | None = None) -> int:
         default=LEARNING_RATE,
         help="at the beginning; it falls to 0",
     )
+    parser.add_argument(
+        "--along",
+        action="store_true",
+        help="ρ is the length of ε along the gradient, as of projected_perturb",
+    )
     options = command_line.parse(parser, arguments)
     harness.rows.use_all_cores()
     task = tasks.load(options.task)
     if options.smoke:
         task = task._replace(epochs=2 * task.epochs_per_call)
         options.rho, options.theta = options.rho[-2:], options.theta[-2:]
+    name, method = f"radius_{options.task}", harness.methods.METHODS["vasso"]
+    if options.along:
+        name, method = f"radius_along_{options.task}", harness.ascents.projected_vasso()
     panels = {
         f"weight decay {decay:g}": harness.grids.Panel(
             task,
-            harness.methods.METHODS["vasso"],
+            method,
             [
                 {
                     "learning_rate": options.learning_rate,
@@ -68,9 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for decay in options.weight_decay
     }
-    return harness.grids.run(
-        parser, options, f"radius_{options.task}", panels, show=show, draw=draw
-    )
+    draws = functools.partial(draw, along=options.along)
+    return harness.grids.run(parser, options, name, panels, show=show, draw=draws)
 
 
 def by_theta(panel: dict[str, Any]) -> dict[float, list[dict[str, Any]]]:
@@ -146,7 +154,7 @@ def show(content: dict[str, Any]) -> None:
         harness.tables.show("The best points of the grids", *gains(content))
 
 
-def draw(path: Path, content: dict[str, Any]) -> None:
+def draw(path: Path, content: dict[str, Any], along: bool = False) -> None:
     """A heat map per weight decay."""
     figures, panels = harness.figures, content["panels"]
     rows = by_theta(next(iter(panels.values())))
@@ -164,7 +172,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             range(len(some)), [f"{p['hyperparameters']['rho']:g}" for p in some]
         )
         ax.set_yticks(range(len(rows)), map(label, rows))
-        ax.set(xlabel="radius ρ", ylabel="smoothing θ", title=title)
+        radius = "radius along the gradient r" if along else "radius ρ"
+        ax.set(xlabel=radius, ylabel="smoothing θ", title=title)
     figure.colorbar(image, ax=axes, label="validation accuracy (%)")
     figure.suptitle(
         f"{panel['task']}: {content['split']}, {content['seeds']} seeds per point; "

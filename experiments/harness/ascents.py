@@ -1,4 +1,4 @@
-"""Methods whose every setting is traced: candidates for a radius, and a guard."""
+"""Methods whose every setting is traced: candidates for a radius, and guards."""
 
 import dataclasses
 import functools
@@ -130,6 +130,17 @@ def guarded_vasso() -> Method:
         return ov.sharpness_aware(base, ov.collapse_guard(ascent, ceiling))
 
     return _traced("vasso", make, "rho", "theta", "ceiling")
+
+
+@functools.cache
+def projected_vasso() -> Method:
+    """VaSSO whose ρ is the length of ε along the gradient."""
+
+    def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
+        ascent = ov.projected_perturb(h["rho"], ov.vasso_ema(h["theta"]))
+        return ov.sharpness_aware(base, ascent)
+
+    return _traced("vasso", make, "rho", "theta")
 
 
 def _traced(name: str, make: Any, *own: str) -> Method:
