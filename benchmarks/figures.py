@@ -80,8 +80,10 @@ def peers(path: Path) -> None:
     kinds = {
         name.split(": ")[0]: None for name, row in rows.items() if "time / ours" in row
     }
-    figure, axes = shared.panels(1, len(kinds), width=3.6, height=3.4)
-    for ax, kind in zip(axes.flat, kinds, strict=True):
+    figure, axes = shared.panels(-(-len(kinds) // 2), 2, width=5.4, height=2.7)
+    for ax in axes.flat[len(kinds) :]:
+        ax.set_visible(False)
+    for ax, kind in zip(axes.flat, kinds, strict=False):
         bars = {
             name.removeprefix(f"{kind}: "): row["time / ours"]
             for name, row in rows.items()
