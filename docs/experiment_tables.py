@@ -173,7 +173,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"{name}_candidates": lambda n=name: markdown(
             *candidates.cells(n, load("automatic_candidates")["methods"][n])
         )
-        for name in candidates.METHODS
+        for name in automatic.SEARCHED
     },
     "collapse_guard": lambda: markdown(
         *automatic.guard_cells(load("automatic")["guard"])

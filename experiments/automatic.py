@@ -11,9 +11,8 @@ from typing import Any
 from experiments import evidence, harness, tasks
 from experiments.harness import command_line, files
 
+# Automatic methods, and the searched ones that they stand for.
 SEARCHED = {"auto_vasso": "vasso", "auto_lagged_vasso": "lagged_vasso"}
-# Neither those of the test nor of the search.
-FIRST_SEED = 20_000
 EDGE_TASK = "digits-75"
 EDGE = {"learning_rate": 0.1, "rho": 0.8, "theta": 0.1}
 EDGES = {
@@ -25,8 +24,9 @@ EDGES = {
 
 def test_guard(edge: dict[str, float], options: Any, progress: Any) -> dict[str, Any]:
     """VaSSO without and with the guard, on the same seeds."""
-    task, method = loaded(EDGE_TASK, options), harness.ascents.guarded_vasso()
-    seeds = list(range(FIRST_SEED, FIRST_SEED + options.guard_seeds))
+    task, method = evidence.loaded(options, EDGE_TASK), harness.ascents.guarded_vasso()
+    first = harness.grids.FIRST_SEED
+    seeds = list(range(first, first + options.guard_seeds))
     rows = [edge | {"ceiling": ceiling} for ceiling in (1e6, 1.0) for _ in seeds]
     trained = harness.training.train(
         task, method, rows, 2 * seeds, epochs=task.epochs, progress=progress
@@ -47,20 +47,10 @@ def test_guard(edge: dict[str, float], options: Any, progress: Any) -> dict[str,
     }
 
 
-def loaded(name: str, options: Any) -> tasks.Task:
-    """A task; a short one for a smoke run."""
-    task = tasks.load(name)
-    return task._replace(epochs=2 * task.epochs_per_call) if options.smoke else task
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Do what is missing; print, write."""
-    parser = command_line.experiment_parser("automatic", __doc__, seeds=24)
-    parser.add_argument(
-        "--tasks",
-        type=command_line.some_of(tasks.TITLES),
-        default=",".join(tasks.TITLES),
-        help="'all', or some of these",
+    parser = command_line.experiment_parser(
+        "automatic", __doc__, seeds=24, tasks=tasks.TITLES
     )
     parser.add_argument(
         "--guard-seeds",
@@ -75,41 +65,34 @@ def main(arguments: list[str] | None = None) -> int:
     searched, folder = evidence.read(parser, options), options.runs / "automatic"
     plan = evidence.plan_of(options)
     units = {
-        (task, name): (loaded(task, options), harness.methods.METHODS[name])
+        (task, name): (evidence.loaded(options, task), harness.methods.METHODS[name])
         for name in SEARCHED
         for task in options.tasks
     }
-    guards = {folder / f"guard, {name}.json": edge for name, edge in EDGES.items()}
-    guard_work = (
-        2
-        * options.guard_seeds
-        * harness.training.gradients_of(
-            loaded(EDGE_TASK, options), harness.ascents.guarded_vasso(), "epochs"
-        )
+    guards = {name: folder / f"guard, {name}.json" for name in EDGES}
+    each = harness.training.gradients_of(
+        evidence.loaded(options, EDGE_TASK), harness.ascents.guarded_vasso(), "epochs"
     )
+    guard_work = 2 * options.guard_seeds * each
     size = sum(harness.units.work_of(*unit, plan) for unit in units.values())
     size = round(size + len(guards) * guard_work)
     command_line.check_publishing(parser, options, "automatic", size)
     measured: dict[tuple[str, str], Any] = {}
-    guarded: dict[Path, Any] = {path: files.read_json(path) for path in guards}
+    guarded = {name: files.read_json(path) for name, path in guards.items()}
     try:
         measured = harness.units.run_missing("automatic", folder, units, plan)
         with harness.progress.over("guard", len(guards) * guard_work) as progress:
-            for path, edge in guards.items():
-                if guarded[path] is None:
-                    guarded[path] = test_guard(edge, options, progress)
-                    files.write_json(path, guarded[path])
+            for name, path in guards.items():
+                if guarded[name] is None:
+                    guarded[name] = test_guard(EDGES[name], options, progress)
+                    files.write_json(path, guarded[name])
                 else:
                     progress.advance(guard_work)
     finally:
         content = {
             "seeds": options.seeds,
             "methods": compare(measured, searched),
-            "guard": {
-                name: found
-                for name, found in zip(EDGES, guarded.values(), strict=True)
-                if found
-            },
+            "guard": {name: found for name, found in guarded.items() if found},
         }
         show(content)
         command_line.save(

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments import evidence, harness, tasks
+from experiments.automatic import SEARCHED
 from experiments.harness import command_line, files
 
 # In proportion to what is learned: of all of ε at 85 % of the loss of guessing.
@@ -38,11 +39,7 @@ CANDIDATES = {
     "ρ = 0.8 t/T": candidate("c t/T", 0.8),
     "ρ = 0.05 ‖x‖": candidate("c ‖x‖ per leaf", 0.05),
 }
-# Automatic methods, and the searched ones that they stand for.
-METHODS = {"auto_vasso": "vasso", "auto_lagged_vasso": "lagged_vasso"}
 TASKS = ("wine-50", "cancer-40", "teacher-60", "teacher-tilt", "text-50")
-# Of the seeds that score; neither of the test nor of the search.
-FIRST_SEED = 20_000
 
 
 def compare(
@@ -54,7 +51,7 @@ def compare(
     progress: Any,
 ) -> dict[str, Any]:
     """Score each candidate on one task, and the searched methods of the evidence."""
-    task = loaded(name, options)
+    task = evidence.loaded(options, name)
     of = harness.ascents.traced_method(method_name)
 
     def train(method: Any, points: list[dict[str, float]], seeds: list[int]) -> Any:
@@ -65,13 +62,14 @@ def compare(
         )
 
     def score(method: Any, point: dict[str, float]) -> dict[str, Any]:
-        seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
+        first = harness.grids.FIRST_SEED
+        seeds = list(range(first, first + options.seeds))
         accuracy = train(method, [point] * len(seeds), seeds).clean_validation[:, -1]
         return harness.statistics.summary(accuracy, tasks.collapsed_below(task))
 
     known = searched["tasks"][name]["gradients"]
     found: dict[str, Any] = {}
-    for label in ("sgd", "sam", METHODS[method_name]):
+    for label in ("sgd", "sam", SEARCHED[method_name]):
         point = known[label]["hyperparameters"]
         found[label] = score(harness.methods.METHODS[label], point)
     for label, chosen in candidates_of(options).items():
@@ -106,20 +104,14 @@ def work_of(task: tasks.Task, method_name: str, plan: Any, options: Any) -> floa
     return trainings * gradients
 
 
-def loaded(name: str, options: Any) -> tasks.Task:
-    """A task; a short one for a smoke run."""
-    task = tasks.load(name)
-    return task._replace(epochs=2 * task.epochs_per_call) if options.smoke else task
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Do what is missing; print, write."""
-    parser = command_line.experiment_parser("automatic_candidates", __doc__, seeds=16)
-    parser.add_argument(
-        "--tasks",
-        type=command_line.some_of(tasks.TITLES),
-        default=",".join(TASKS),
-        help="'all', or some of these",
+    parser = command_line.experiment_parser(
+        "automatic_candidates",
+        __doc__,
+        seeds=16,
+        tasks=tasks.TITLES,
+        default_tasks=TASKS,
     )
     options = command_line.parse(parser, arguments)
     if options.smoke:
@@ -128,13 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
     searched, plan = evidence.read(parser, options), evidence.plan_of(options)
     folder = options.runs / "automatic_candidates"
     work = {
-        (name, task): work_of(loaded(task, options), name, plan, options)
-        for name in METHODS
+        (name, task): work_of(evidence.loaded(options, task), name, plan, options)
+        for name in SEARCHED
         for task in options.tasks
     }
     size = round(sum(work.values()))
     command_line.check_publishing(parser, options, "automatic_candidates", size)
-    tried: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
+    tried: dict[str, dict[str, Any]] = {name: {} for name in SEARCHED}
     try:
         with harness.progress.over("candidates", size) as progress:
             for name, task in work:
@@ -173,7 +165,7 @@ def gains(name: str, found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Points above the searched method, by task and row of the table."""
     return {
         task: {
-            row: values["mean"] - scores[METHODS[name]]["mean"]
+            row: values["mean"] - scores[SEARCHED[name]]["mean"]
             for row, values in scores.items()
         }
         for task, scores in found.items()
@@ -199,10 +191,10 @@ def cells(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     for row in ("sgd", "sam", *compared(found)):
         label = row if row in CANDIDATES else harness.methods.METHODS[row].label
         each = [
-            f"{gain[row]:+.1f} ± {scores[row]['standard_error']:.1f}".replace("-", "−")
+            harness.tables.plus_minus(scores[row] | {"mean": gain[row]})
             for gain, scores in zip(gained.values(), found.values(), strict=True)
         ]
-        mean = f"{fmean(gain[row] for gain in gained.values()):+.1f}".replace("-", "−")
+        mean = harness.tables.signed(fmean(gain[row] for gain in gained.values()), 1)
         lost = sum(scores[row]["collapsed"] for scores in found.values())
         lines.append([label, *each, mean, str(lost)])
     lines.append(["chosen by the others", *(chosen.get(t, "") for t in found), "", ""])

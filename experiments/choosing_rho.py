@@ -183,6 +183,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     figures = harness.figures
     names = list(dict.fromkeys(u["task"] for u in content["units"]))
     figure, axes = figures.panels(1, 2, width=5.4, height=4.6)
+    for axis in (axes[0, 0].xaxis, axes[0, 1].xaxis, axes[0, 1].yaxis):
+        figures.logarithmic(axis)
     for number, name in enumerate(METHODS):
         method = harness.methods.METHODS[name]
         of_method = [u for u in content["units"] if u["method"] == name]
@@ -204,17 +206,14 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             **style,
         )
     figures.task_axis(axes[0, 0], names)
-    axes[0, 0].set(xscale="log", xlabel="radius ρ")
+    axes[0, 0].set_xlabel("radius ρ")
     axes[0, 0].set_title("picked; the line spans radii that are as good", fontsize=9)
     ends = np.array(axes[0, 0].get_xlim())
     for factor, dashes in ((1, "-"), (2, ":"), (0.5, ":")):
         axes[0, 1].plot(ends, factor * ends, dashes, color="black", linewidth=0.8)
-    axes[0, 1].set(xscale="log", yscale="log")
     axes[0, 1].set(xlabel="ρ of the rule", ylabel="picked ρ (dotted: a factor of 2)")
     axes[0, 1].set_title("a rule that was made on the other tasks", fontsize=9)
     axes[0, 1].set_xlim(ends)
-    for axis in (axes[0, 0].xaxis, axes[0, 1].xaxis, axes[0, 1].yaxis):
-        figures.plain_logarithms(axis)
     for ax in axes[0]:
         ax.legend(frameon=False, fontsize=8)
     figures.save(figure, path)

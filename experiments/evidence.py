@@ -82,12 +82,7 @@ def parsed(arguments: list[str] | None) -> Any:
         __doc__,
         seeds=24,
         methods=COMPARED,
-    )
-    parser.add_argument(
-        "--tasks",
-        type=command_line.some_of(tasks.TITLES),
-        default=",".join(tasks.TITLES),
-        help="'all', or some of these",
+        tasks=tasks.TITLES,
     )
     parser.add_argument(
         "--minutes",

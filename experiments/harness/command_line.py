@@ -65,6 +65,8 @@ def experiment_parser(
     seeds: int | None = None,
     methods: Iterable[str] | None = None,
     default_methods: Iterable[str] | None = None,
+    tasks: Iterable[str] | None = None,
+    default_tasks: Iterable[str] | None = None,
 ) -> Parser:
     """A parser with the options that all experiments have.
 
@@ -74,20 +76,26 @@ def experiment_parser(
       seeds: the default of ``--seeds``; ``None`` leaves the option out.
       methods: the names that ``--methods`` allows; ``None`` leaves the option out.
       default_methods: its default; by default all.
+      tasks: the names that ``--tasks`` allows; ``None`` leaves the option out.
+      default_tasks: its default; by default all.
     """
     parser = Parser(prog=f"python -m experiments.{name}", description=description)
     if seeds is not None:
         parser.add_argument(
             "--seeds", type=positive_integer, default=seeds, help="how many seeds"
         )
-    if methods is not None:
-        names = list(methods)
-        parser.add_argument(
-            "--methods",
-            type=some_of(names),
-            default=",".join(default_methods or names),
-            help=f"'all', or some of {','.join(names)}",
-        )
+    for option, allowed, default in (
+        ("--methods", methods, default_methods),
+        ("--tasks", tasks, default_tasks),
+    ):
+        if allowed is not None:
+            names = list(allowed)
+            parser.add_argument(
+                option,
+                type=some_of(names),
+                default=",".join(default or names),
+                help=f"'all', or some of {','.join(names)}",
+            )
     parser.add_argument(
         "--runs",
         type=folder,

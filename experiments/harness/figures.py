@@ -79,8 +79,6 @@ def points(
 
 def logarithmic(axis: Any) -> None:
     """A logarithmic axis that names 1, 2 and 5 of every decade."""
-    from matplotlib import ticker
-
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
@@ -182,13 +180,6 @@ def task_axis(ax: Any, tasks: Sequence[str]) -> None:
     names = [textwrap.fill(task, 40) for task in tasks]
     ax.set_yticks(range(0, -len(tasks), -1), names, fontsize=8)
     ax.set_ylim(0.5 - len(tasks), 0.5)
-
-
-def plain_logarithms(axis: Any) -> None:
-    """Ticks of a logarithmic axis as people write them: 0.05, 0.1, 0.2."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(ticker.NullLocator())
 
 
 def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:

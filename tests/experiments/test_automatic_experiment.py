@@ -46,7 +46,7 @@ def test_candidates_are_compared_with_the_searched_methods(folder):
     assert found["finished"]
     for name, method in found["methods"].items():
         scores = method["wine-50"]
-        searched = candidates.METHODS[name]
+        searched = automatic.SEARCHED[name]
         assert list(scores) == [
             "sgd",
             "sam",
