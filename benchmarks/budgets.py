@@ -85,15 +85,15 @@ def program(
         devices=jax.devices()[:devices],
     )
     example = jnp.ones((EXAMPLES, WIDTH))
-    batch = ov.shard_batch((example, example), mesh)
+    batch = ov.train.shard_batch((example, example), mesh)
     if layout == "local":
-        state = ov.init_local_state(params, optimizer, devices, mesh=mesh)
-        step = ov.make_local_train_step(loss_fn, optimizer, mesh=mesh)
+        state = ov.train.init_local_state(params, optimizer, devices, mesh=mesh)
+        step = ov.train.make_local_train_step(loss_fn, optimizer, mesh=mesh)
     else:
-        specs = ov.fsdp_specs(params, mesh) if layout == "fsdp" else P()
+        specs = ov.train.fsdp_specs(params, mesh) if layout == "fsdp" else P()
         state = ov.init_train_state(params, optimizer)
-        state = ov.shard_state(state, optimizer, mesh, specs)
-        shardings = ov.state_shardings(state, optimizer, mesh, specs)
+        state = ov.train.shard_state(state, optimizer, mesh, specs)
+        shardings = ov.train.state_shardings(state, optimizer, mesh, specs)
         step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
     compiled = step.lower(state, batch).compile()
     return compiled, state.opt_state, measuring.tree_bytes(params)
@@ -124,7 +124,7 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
             fsdp, _, _ = program(make(BASE), 2, "fsdp")
             row |= sent(fsdp, size, "fsdp")
         yield name, row
-    averaged = optax.chain(ov.average_over("data"), BASE)
+    averaged = optax.chain(ov.train.average_over("data"), BASE)
     local, _, size = program(ov.vasso(averaged), 2, "local")
     yield "VaSSO, local ascent", sent(local, size, "local")
 

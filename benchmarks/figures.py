@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import page
+from benchmarks.stored import Rows, load
 from experiments.harness import figures as shared, methods
 
 # Of what is no method of the experiments; those have their own colour everywhere.
@@ -17,7 +17,7 @@ OWN = {method.label: method.color for method in methods.METHODS.values()} | {
 OURS, THEIRS = "#0072B2", "#CC79A7"  # JAX and PyTorch
 
 
-def series(rows: page.Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
+def series(rows: Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
     """Name -> sizes and values of a measure over an axis of ``scaling``."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name, row in rows.items():
@@ -30,7 +30,7 @@ def series(rows: page.Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
 
 def scaling(path: Path) -> None:
     """Time and compilation over parameters, leaves and blocks."""
-    rows = page.load("scaling")["rows"]
+    rows = load("scaling")["rows"]
     figure, axes = shared.panels(1, 3, width=4.0)
     chosen = (
         ("parameters", "milliseconds", "parameters", "milliseconds per step"),
@@ -51,7 +51,7 @@ def scaling(path: Path) -> None:
 
 def limits(path: Path) -> None:
     """Shares of the bandwidth over leaves."""
-    rows = page.load("limits")["rows"]
+    rows = load("limits")["rows"]
     figure, axes = shared.panels(1, 1, width=5.0)
     ax = axes[0, 0]
     for name, chain in (("vasso", "VaSSO"), ("sam", "SAM")):
@@ -76,7 +76,7 @@ def limits(path: Path) -> None:
 
 def peers(path: Path) -> None:
     """Time per step of each library, over ours."""
-    rows = page.load("peers")["rows"]
+    rows = load("peers")["rows"]
     kinds = {
         name.split(": ")[0]: None for name, row in rows.items() if "time / ours" in row
     }

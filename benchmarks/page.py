@@ -8,16 +8,13 @@ TABLES; what has not been measured says so. Figures go to ``results/``.
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks import budgets
-from experiments.harness import files
+from benchmarks import figures
+from benchmarks.stored import ROOT, Rows, load
 from experiments.harness.tables import fill, markdown
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cost.md"
-Rows = dict[str, dict[str, Any]]
 # Measure -> title of its column and format of its numbers.
 STEP_COLUMNS = {
     "operations": ("operations", "{:.4f}"),
@@ -28,16 +25,6 @@ STEP_COLUMNS = {
     "time / least": ("time / least", "{:.2f}"),
     "compile / contrib": ("compile / contrib", "{:.2f}"),
 }
-
-
-def load(name: str) -> dict[str, Any]:
-    """What a result file says."""
-    path = ROOT / "results" / f"{name}.json"
-    content = budgets.PATH if name == "budgets" else path
-    found = files.read_json(content)
-    if found is None:
-        raise FileNotFoundError(content)
-    return found
 
 
 def cell(value: Any, form: str = "{:.3g}", spread: bool = True) -> str:
@@ -221,8 +208,6 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     """Fill the page and draw the figures."""
-    from benchmarks import figures
-
     PAGE.write_text(fill(PAGE.read_text(), TABLES))
     for path in figures.draw(ROOT / "results"):
         print(f"Wrote {path}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 11 M weights of scale 0.03, a log-normal gradient, ρ = 0.05, 0.1 and 0.5: the cosine of
 what the loss sees moved with the perturbation intended, for weights in bfloat16, for
-the same with :func:`optax_vasso.in_float32`, for float32 weights, and for float32
-weights that the model casts to bfloat16 before it computes with them.
+the same with :func:`optax_vasso.wrappers.in_float32`, for float32 weights, and for
+float32 weights that the model casts to bfloat16 before it computes with them.
 """
 
 import sys
@@ -56,7 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
     for rho in (0.05, 0.1, 0.5):
         rows = {
             "bfloat16": (lambda o: o, narrow, narrow_grads, lambda x: x),
-            "bfloat16, in_float32": (ov.in_float32, narrow, narrow_grads, lambda x: x),
+            "bfloat16, in_float32": (
+                ov.wrappers.in_float32,
+                narrow,
+                narrow_grads,
+                lambda x: x,
+            ),
             "float32": (lambda o: o, wide, grads, lambda x: x),
             "float32, bfloat16 compute": (
                 lambda o: o,

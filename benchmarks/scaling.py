@@ -123,7 +123,7 @@ def microbatches(smoke: bool, most: int, rounds: int) -> Iterator[Point]:
     optimizer = ALL["VaSSO"](BASE)
     for count in (1, 2, 4, 8):
         step = ov.make_train_step(
-            problem.loss_fn, optimizer, gradient=ov.microbatched(count)
+            problem.loss_fn, optimizer, gradient=ov.train.microbatched(count)
         )
         state = ov.init_train_state(measuring.copied(problem.params), optimizer)
         program, counted = measuring.compiled(step, state, problem.batch)

@@ -20,7 +20,7 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import optax_vasso
-from optax_vasso import gate, sharpness, tracking
+from optax_vasso import ascent, descent, gate, metrics, sharpness, train, wrappers
 from optax_vasso.sharpness import plot
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,16 @@ def linked_names() -> dict[str, str]:
         ]
 
     names = {}
-    for module in (gate, tracking, sharpness, optax_vasso):
+    for module in (
+        gate,
+        ascent,
+        descent,
+        metrics,
+        sharpness,
+        train,
+        wrappers,
+        optax_vasso,
+    ):
         path = module.__name__
         for name in public(module):
             short = path.removeprefix("optax_vasso").lstrip(".")
@@ -130,7 +139,7 @@ def linked_names() -> dict[str, str]:
         for short in ("plot", "sharpness.plot"):  # `line` and `plane` are words as well
             names[f"{short}.{name}"] = f"optax_vasso.sharpness.plot.{name}"
     for short in ("checkpoints", "checkpoint.checkpoints"):
-        names[short] = "optax_vasso.checkpoint.checkpoints"
+        names[short] = "optax_vasso.train.checkpoint.checkpoints"
     return names
 
 

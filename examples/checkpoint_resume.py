@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import optax_vasso as ov
-from optax_vasso.checkpoint import checkpoints
+from optax_vasso.train.checkpoint import checkpoints
 
 RHO, LEARNING_RATE = 0.1, 0.05
 SAVE_EVERY = 100

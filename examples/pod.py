@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import optax_vasso as ov
-from optax_vasso.checkpoint import checkpoints
+from optax_vasso.train.checkpoint import checkpoints
 
 BATCH = 64  # of all processes together
 SAVE_EVERY = 100
@@ -66,10 +66,10 @@ def train(steps, seed, directory, images, labels):
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     optimizer = ov.vasso(optax.sgd(0.1, momentum=0.9), rho=0.1, theta=0.4)
     params = init_params(jax.random.key(seed))
-    specs = ov.fsdp_specs(params, mesh)
+    specs = ov.train.fsdp_specs(params, mesh)
     state = ov.init_train_state(params, optimizer)
-    state = ov.shard_state(state, optimizer, mesh, specs)
-    shardings = ov.state_shardings(state, optimizer, mesh, specs)
+    state = ov.train.shard_state(state, optimizer, mesh, specs)
+    shardings = ov.train.state_shardings(state, optimizer, mesh, specs)
     train_step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
 
     config = {"rho": 0.1, "theta": 0.4, "seed": seed}
@@ -78,7 +78,7 @@ def train(steps, seed, directory, images, labels):
         for step in range(int(state.step), steps):
             rows = own_rows(seed, step, len(images))
             batch = {"images": images[rows], "labels": labels[rows]}
-            state, _ = train_step(state, ov.shard_batch(batch, mesh))
+            state, _ = train_step(state, ov.train.shard_batch(batch, mesh))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 saved.save(state)
     return state

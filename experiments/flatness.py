@@ -108,7 +108,7 @@ def watched(name: str) -> tuple[Any, dict[str, float]]:
     chosen = PICKED[name] if theta is None else PICKED["sam"] | {"theta": theta}
 
     def make(base: Any, hyperparameters: Any, seed: Any) -> Any:
-        tracked = optax.chain(ov.track(ov.tracking.stability), base)
+        tracked = optax.chain(ov.metrics.track(ov.metrics.stability), base)
         return vasso.make(tracked, hyperparameters, seed)
 
     return dataclasses.replace(vasso, label=label, make=make), chosen

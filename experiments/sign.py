@@ -112,7 +112,7 @@ def perturbed(sign: str) -> Any:
     import optax
 
     import optax_vasso as ov
-    from optax_vasso.tracking import cosine, running_mean
+    from optax_vasso.metrics import cosine, running_mean
 
     def make(base: Any, chosen: dict[str, Any], seed: Any) -> Any:
         ascent = optax.chain(
@@ -124,7 +124,7 @@ def perturbed(sign: str) -> Any:
             ascent = follow_the_slope(ascent)
         # The mean over the whole training: its decay is as good as one.
         return ov.lagged(
-            optax.chain(ov.track(running_mean(cosine, 0.9999)), base), ascent
+            optax.chain(ov.metrics.track(running_mean(cosine, 0.9999)), base), ascent
         )
 
     method = harness.methods.METHODS["lagged_vasso"]
@@ -139,7 +139,7 @@ def follow_the_slope(ascent: Any, decay: float = 0.98) -> Any:
     import jax.numpy as jnp
     import optax
 
-    from optax_vasso import numerics
+    from optax_vasso._internal import numerics
 
     ascent = optax.with_extra_args_support(ascent)
 
@@ -161,7 +161,7 @@ def measure(
     task: Any, sign: str, points: list[Any], seeds: int, progress: Any
 ) -> list[Any]:
     """Accuracy and slope of every point."""
-    from optax_vasso.states import collect_metrics
+    from optax_vasso._internal.trees import collect_metrics
 
     slopes: list[np.ndarray] = []
 

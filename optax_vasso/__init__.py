@@ -1,152 +1,95 @@
-"""Variance-suppressed sharpness-aware training as pure Optax transforms.
+"""Sharpness-aware training as pure Optax transforms: SAM, VaSSO and their relatives.
 
-An adversary is an Optax chain that turns a gradient into a perturbation; what is done
-with the perturbation is written once.
+The recipes (:func:`sam`, :func:`vasso`, :func:`lagged_vasso`, ...) wrap any Optax
+optimizer. Their parts stand in rooms: ``ascent`` turns a gradient into a perturbation,
+``gate`` says when, ``descent`` what is done with the two gradients, and ``steps`` joins
+them; ``train`` has a compiled train step, ``metrics`` and ``wrappers`` go around it,
+and ``sharpness`` measures what training found.
 """
 
-# When to ascend; what the adversary did; what training found.
 from __future__ import annotations
 
-from optax_vasso import gate, sharpness, tracking
-
-# Direction → perturbation: what stands last in an ascent chain.
+from optax_vasso import (
+    ascent,
+    descent,
+    gate,
+    metrics,
+    sharpness,
+    steps,
+    train,
+    wrappers,
+)
 from optax_vasso.ascent import (
     asam_perturb,
     fisher_perturb,
-    masked_ascent,
-    per_layer,
+    friendly_noise,
     sam_perturb,
+    vasso_ema,
 )
-
-# θ and ρ that follow the gradients: a filter, and a whole ascent chain.
-from optax_vasso.automatic import projected_perturb, self_tuned_ema
-
-# (Clean, perturbed) gradient → descent gradient: chain before the base optimizer.
-from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
-
-# Loss → gradient: which examples.
-from optax_vasso.gradients import microbatched, on_batch, part_of_batch, whole_batch
-
-# A perturbation in proportion to what the model has learned.
-from optax_vasso.guard import collapse_guard
-
-# Whether a lagged perturbation arrives, and leads uphill.
-from optax_vasso.lagged_checks import check_uphill, track_arrival
-
-# The methods of the papers, of one gradient per step and of two.
-from optax_vasso.lagged_recipes import (
-    auto_lagged_vasso,
-    lagged_vasso,
-    momentum_sam,
-    single_step_sam,
-)
-
-# Bad batches, loss scales, parameters with few bits.
-from optax_vasso.nonfinite import check_finite, skip_nonfinite
-
-# One gradient per step.
-from optax_vasso.one_gradient import LaggedState, eval_params, lagged
-
-# Meshes of devices and mapped axes.
-from optax_vasso.parallel import (
-    average_over,
-    fsdp_specs,
-    init_local_state,
-    make_local_train_step,
-    shard_batch,
-    shard_state,
-    state_shardings,
-    synchronized,
-)
-
-# Two gradients per step that do not wait for each other.
-from optax_vasso.parallel_gradients import clean_gradient, sampa
-from optax_vasso.precision import in_float32
 from optax_vasso.recipes import (
     ae_sam,
     asam,
+    auto_lagged_vasso,
     auto_vasso,
     evasso,
     fisher_sam,
     friendly_sam,
     gsam,
+    lagged_vasso,
     looksam,
+    momentum_sam,
     sam,
+    single_step_sam,
     vasso,
     wsam,
 )
-
-# Gradient → direction, over steps: what stands first in an ascent chain.
-from optax_vasso.smoothing import friendly_noise, vasso_ema
-from optax_vasso.tracking import track
-
-# A compiled step with model state, keys and metrics.
-from optax_vasso.train_step import TrainState, init_train_state, make_train_step
-
-# Two gradients per step.
-from optax_vasso.two_gradients import SharpnessAwareState, sharpness_aware
+from optax_vasso.steps import (
+    clean_gradient,
+    eval_params,
+    lagged,
+    sampa,
+    sharpness_aware,
+)
+from optax_vasso.train import TrainState, init_train_state, make_train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LaggedState",
-    "SharpnessAwareState",
     "TrainState",
     "ae_sam",
     "asam",
     "asam_perturb",
+    "ascent",
     "auto_lagged_vasso",
     "auto_vasso",
-    "average_over",
-    "check_finite",
-    "check_uphill",
     "clean_gradient",
-    "collapse_guard",
+    "descent",
     "eval_params",
     "evasso",
     "fisher_perturb",
     "fisher_sam",
     "friendly_noise",
     "friendly_sam",
-    "fsdp_specs",
     "gate",
     "gsam",
-    "gsam_descent",
-    "in_float32",
-    "init_local_state",
     "init_train_state",
     "lagged",
     "lagged_vasso",
     "looksam",
-    "looksam_descent",
-    "make_local_train_step",
     "make_train_step",
-    "masked_ascent",
-    "microbatched",
+    "metrics",
     "momentum_sam",
-    "on_batch",
-    "part_of_batch",
-    "per_layer",
-    "projected_perturb",
     "sam",
     "sam_perturb",
     "sampa",
-    "self_tuned_ema",
-    "shard_batch",
-    "shard_state",
     "sharpness",
     "sharpness_aware",
     "single_step_sam",
-    "skip_nonfinite",
-    "state_shardings",
-    "synchronized",
-    "track",
-    "track_arrival",
-    "tracking",
+    "steps",
+    "train",
     "vasso",
     "vasso_ema",
-    "weighted_descent",
-    "whole_batch",
+    "wrappers",
     "wsam",
 ]
 

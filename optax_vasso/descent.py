@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
     check_not_negative,
@@ -26,6 +26,12 @@ from optax_vasso.validation import (
     check_structure,
     value_at,
 )
+
+__all__ = [
+    "gsam_descent",
+    "looksam_descent",
+    "weighted_descent",
+]
 
 PyTree = Any
 
@@ -73,7 +79,7 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import gsam_descent
+      >>> from optax_vasso.descent import gsam_descent
       >>> clean, perturbed = jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])
       >>> descent = gsam_descent(alpha=0.3)
       >>> direction, _ = descent.update(
@@ -116,7 +122,7 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
       γ = 3/4 goes three times as far from the clean to the perturbed gradient as SAM:
 
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import weighted_descent
+      >>> from optax_vasso.descent import weighted_descent
       >>> clean, perturbed = jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])
       >>> descent = weighted_descent(gamma=0.75)
       >>> direction, _ = descent.update(

@@ -90,7 +90,7 @@ def test_scaling_the_gradient_by_a_power_of_two_changes_nothing(seed, power):
         ov.sam_perturb(0.1, p=3),
         ov.asam_perturb(0.1),
         ov.fisher_perturb(0.1),
-        ov.per_layer(ov.sam_perturb(0.1)),
+        ov.ascent.per_layer(ov.sam_perturb(0.1)),
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.1)),
         optax.chain(ov.friendly_noise(1.0, 0.6), ov.sam_perturb(0.1)),
     ],
@@ -194,7 +194,7 @@ def test_fisher_perturb_survives_a_huge_gradient():
 
 def test_per_layer_gives_every_leaf_its_own_ball():
     d = random_tree(0)
-    epsilon = perturb(ov.per_layer(ov.sam_perturb(0.1)), d, d)
+    epsilon = perturb(ov.ascent.per_layer(ov.sam_perturb(0.1)), d, d)
     for leaf in jax.tree.leaves(epsilon):
         if leaf.size:
             assert np.linalg.norm(leaf) == pytest.approx(0.1, rel=1e-5)
@@ -203,7 +203,7 @@ def test_per_layer_gives_every_leaf_its_own_ball():
 def test_per_layer_keeps_a_state_for_every_leaf():
     steps = [random_tree(t) for t in range(3)]
     chain = optax.chain(ov.vasso_ema(0.5), ov.sam_perturb(0.1))
-    per_layer = ov.per_layer(chain)
+    per_layer = ov.ascent.per_layer(chain)
     outputs, _ = jax.jit(lambda steps: run_chain(per_layer, steps, steps[0]))(steps)
     alone, _ = jax.jit(lambda steps: run_chain(chain, steps))(
         [step["b"][0] for step in steps]
@@ -228,7 +228,7 @@ def test_a_masked_ascent_is_the_ascent_of_the_chosen_leaves(name):
     if name == "a function":
         mask["b"][1] = (True, False)
     chain = optax.chain(ov.vasso_ema(0.5), ov.sam_perturb(0.1))
-    masked = ov.masked_ascent(chain, MASKS[name])
+    masked = ov.ascent.masked_ascent(chain, MASKS[name])
     outputs, state = jax.jit(lambda steps: run_chain(masked, steps, steps[0]))(steps)
 
     def chosen(tree):
@@ -256,7 +256,7 @@ def test_a_masked_ascent_is_the_ascent_of_the_chosen_leaves(name):
 def test_no_mask_is_the_ascent_itself():
     d = random_tree(0)
     for mask in (None, True):
-        whole = perturb(ov.masked_ascent(ov.sam_perturb(0.1), mask), d, d)
+        whole = perturb(ov.ascent.masked_ascent(ov.sam_perturb(0.1), mask), d, d)
         chex.assert_trees_all_equal(whole, perturb(ov.sam_perturb(0.1), d))
 
 
@@ -275,12 +275,12 @@ def test_per_layer_and_masked_ascent_pass_extra_arguments_on():
     tree = {"a": jnp.ones(2), "b": jnp.zeros(3)}
     extra = {"perturbation": {"a": jnp.full(2, 5.0), "b": jnp.full(3, 6.0)}, "value": 7}
     seen = []
-    per_layer = ov.per_layer(spy(seen))
+    per_layer = ov.ascent.per_layer(spy(seen))
     per_layer.update(tree, per_layer.init(tree), tree, **extra)
     assert [call["value"] for call in seen] == [7, 7]
     assert [float(call["perturbation"][0]) for call in seen] == [5.0, 6.0]
     seen.clear()
-    masked = ov.masked_ascent(spy(seen), {"a": False, "b": True})
+    masked = ov.ascent.masked_ascent(spy(seen), {"a": False, "b": True})
     masked.update(tree, masked.init(tree), tree, **extra)
     (call,) = seen
     assert call["value"] == 7

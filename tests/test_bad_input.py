@@ -11,8 +11,8 @@ import pytest
 from flax.training import train_state
 
 import optax_vasso as ov
-from optax_vasso import gate, tracking
-from optax_vasso.unbuffered import unbuffered_vasso
+from optax_vasso import gate
+from optax_vasso.ascent.unbuffered import unbuffered_vasso
 
 PARAMS = {"w": jnp.ones(3), "b": jnp.ones(2)}
 NAN = float("nan")
@@ -53,28 +53,14 @@ HYPERPARAMETERS = {
             lambda rho: ov.auto_lagged_vasso(optax.sgd(0.1), 1.0, rho),
         )
     ],
-    "start": [make(ov.self_tuned_ema, value) for value in (0, 1, NAN, None)],
-    "floor": [make(ov.self_tuned_ema, floor=value) for value in (0, 0.6, NAN)],
-    "speed": [make(ov.self_tuned_ema, speed=value) for value in (-1, NAN)],
-    "r": [
-        make(function, value)
-        for value in (-0.1, NAN, optax.sgd(0.1))
-        for function in (lambda r: ov.projected_perturb(r, ov.vasso_ema(0.4)),)
+    "ceiling": [
+        make(ov.ascent.collapse_guard, ASCENT, value) for value in (0, -1, NAN)
     ],
-    "most": [make(ov.projected_perturb, 0.1, ASCENT, most=v) for v in (0.5, NAN)],
-    "weight": [
-        make(function, 0.1, weight=value)
-        for value in (0, 1.5, NAN)
-        for function in (
-            lambda r, weight: ov.projected_perturb(r, ASCENT, weight=weight),
-            lambda c, weight: ov.collapse_guard(ASCENT, c, weight=weight),
-        )
+    "margin": [
+        make(ov.ascent.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, 1, NAN)
     ],
-    "smoothing": [make(ov.projected_perturb, 0.1, value) for value in (0.4, None)],
-    "ceiling": [make(ov.collapse_guard, ASCENT, value) for value in (0, -1, NAN)],
-    "margin": [make(ov.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, 1, NAN)],
     "patience": [
-        make(ov.collapse_guard, ASCENT, 1.0, patience=v) for v in (-1, 2.5, NAN)
+        make(ov.ascent.collapse_guard, ASCENT, 1.0, patience=v) for v in (-1, 2.5, NAN)
     ],
     "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
@@ -86,9 +72,9 @@ HYPERPARAMETERS = {
     "alpha": [
         make(function, value)
         for value in (-0.1, NAN)
-        for function in (ov.gsam_descent, ov.looksam_descent)
+        for function in (ov.descent.gsam_descent, ov.descent.looksam_descent)
     ],
-    "gamma": [make(ov.weighted_descent, value) for value in (-0.1, 1, NAN)],
+    "gamma": [make(ov.descent.weighted_descent, value) for value in (-0.1, 1, NAN)],
     "p": [
         *(make(gate.bernoulli, value) for value in (0, -0.1, 1.5, NAN)),
         *(make(ov.sam_perturb, 0.1, p=value) for value in (1, 0, -2, NAN)),
@@ -104,18 +90,20 @@ HYPERPARAMETERS = {
     "threshold": [make(gate.adaptive, value) for value in (NAN, None, "0")],
     "decay": [
         *(make(gate.adaptive, 0.0, value) for value in (-0.1, 1, NAN)),
-        make(tracking.running_mean, tracking.cosine, 1),
+        make(ov.metrics.running_mean, ov.metrics.cosine, 1),
     ],
-    "every": [make(ov.track, every=value) for value in (0, 2.0)],
-    "max_consecutive": [make(ov.check_finite, (), value) for value in (-1, 2.0)],
-    "count": [make(ov.microbatched, value) for value in (0, 2.0, NAN)],
-    "fraction": [make(ov.part_of_batch, value) for value in (0, 1.5, NAN, None)],
+    "every": [make(ov.metrics.track, every=value) for value in (0, 2.0)],
+    "max_consecutive": [
+        make(ov.wrappers.check_finite, (), value) for value in (-1, 2.0)
+    ],
+    "count": [make(ov.train.microbatched, value) for value in (0, 2.0, NAN)],
+    "fraction": [make(ov.train.part_of_batch, value) for value in (0, 1.5, NAN, None)],
     "ascent_steps": [
         make(ov.sharpness_aware, optax.sgd(0.1), ASCENT, ascent_steps=value)
         for value in (0, -1, 2.0, NAN, float("inf"))
     ],
     "groups": [
-        make(ov.init_local_state, PARAMS, optax.sgd(0.1), value)
+        make(ov.train.init_local_state, PARAMS, optax.sgd(0.1), value)
         for value in (0, 1.5, float("inf"))
     ],
 }
@@ -170,14 +158,12 @@ TRANSFORMS = {
     "vasso_ema": ov.vasso_ema(0.4),
     "unbuffered_vasso": unbuffered_vasso(0.1, 0.4),
     "friendly_noise": ov.friendly_noise(1.0, 0.6),
-    "self_tuned_ema": ov.self_tuned_ema(),
-    "projected_perturb": ov.projected_perturb(0.1, ov.vasso_ema(0.4)),
     "sam_perturb": ov.sam_perturb(0.1),
     "asam_perturb": ov.asam_perturb(0.1),
     "fisher_perturb": ov.fisher_perturb(0.1),
-    "per_layer": ov.per_layer(ov.sam_perturb(0.1)),
-    "gsam_descent": ov.gsam_descent(0.1),
-    "looksam_descent": ov.looksam_descent(0.1),
+    "per_layer": ov.ascent.per_layer(ov.sam_perturb(0.1)),
+    "gsam_descent": ov.descent.gsam_descent(0.1),
+    "looksam_descent": ov.descent.looksam_descent(0.1),
     "sharpness_aware": ov.sam(optax.sgd(0.1)),
     "lagged": ov.lagged_vasso(optax.sgd(0.1)),
 }
@@ -333,7 +319,7 @@ def square(params, batch):
 
 SGD, ADAM = optax.sgd(0.1, momentum=0.9), optax.adam(0.1)
 SAM, LAGGED = ov.sam(SGD), ov.lagged_vasso(SGD)
-SKIPPING = ov.skip_nonfinite(SAM)
+SKIPPING = ov.wrappers.skip_nonfinite(SAM)
 
 # What people do by mistake, and words of the sentence that they get.
 MISTAKES = {
@@ -436,39 +422,41 @@ MISTAKES = {
         "state is a VassoEmaState, but friendly_noise needs the FriendlyNoiseState",
     ),
     "another descent's state": (
-        lambda: update(ov.looksam_descent(0.3), ov.gsam_descent(0.3).init(PARAMS)),
+        lambda: update(
+            ov.descent.looksam_descent(0.3), ov.descent.gsam_descent(0.3).init(PARAMS)
+        ),
         "state is a DescentState, but looksam_descent needs the LookSamState",
     ),
     "track outside": (
-        lambda: update(ov.track(), ov.track().init(PARAMS)),
+        lambda: update(ov.metrics.track(), ov.metrics.track().init(PARAMS)),
         "track needs the extra argument perturbation: put it inside a sharpness-aware",
     ),
     "track without a measure": (
-        lambda: ov.track(0.1),
+        lambda: ov.metrics.track(0.1),
         "a measure must be a function of what was Seen, or a Measure, got 0.1",
     ),
     "two measures of one name": (
-        lambda: ov.track(tracking.cosine, tracking.cosine),
+        lambda: ov.metrics.track(ov.metrics.cosine, ov.metrics.cosine),
         "measures must have different names, got ['cosine', 'cosine']",
     ),
     "track_arrival around what is not lagged": (
-        lambda: ov.track_arrival(SAM).init(PARAMS),
+        lambda: ov.metrics.track_arrival(SAM).init(PARAMS),
         "optimizer is not lagged, so there is no perturbation to arrive: wrap lagged",
     ),
     "in_float32 around lagged": (
-        lambda: ov.in_float32(LAGGED).init(PARAMS),
+        lambda: ov.wrappers.in_float32(LAGGED).init(PARAMS),
         "optimizer is lagged, and the float32 parameters that it would be given end",
     ),
     "a number for a loss scale": (
-        lambda: ov.skip_nonfinite(SAM, loss_scale=1024.0),
+        lambda: ov.wrappers.skip_nonfinite(SAM, loss_scale=1024.0),
         "loss_scale must have scale, unscale and adjust, got 1024.0: pass a loss scale",
     ),
     "nothing that skips": (
-        lambda: ov.check_finite(SAM.init(PARAMS)),
+        lambda: ov.wrappers.check_finite(SAM.init(PARAMS)),
         "state has no state of skip_nonfinite in it, so no step is ever skipped: wrap",
     ),
     "check_finite inside jit": (
-        lambda: jax.jit(ov.check_finite)(SKIPPING.init(PARAMS)),
+        lambda: jax.jit(ov.wrappers.check_finite)(SKIPPING.init(PARAMS)),
         "state is being traced and has no values yet: call check_finite outside of",
     ),
     "an adaptive gate without a gradient": (
@@ -515,9 +503,9 @@ MISTAKES = {
         "loss_fn must return the loss alone, with a scalar loss, got (3,): average",
     ),
     "an ascent gradient without an ascent": (
-        lambda: ov.make_train_step(square, SGD, ascent_gradient=ov.whole_batch).lower(
-            ov.init_train_state(PARAMS, SGD), jnp.ones(3)
-        ),
+        lambda: ov.make_train_step(
+            square, SGD, ascent_gradient=ov.train.whole_batch
+        ).lower(ov.init_train_state(PARAMS, SGD), jnp.ones(3)),
         "ascent_gradient is given, but the optimizer takes no second gradient: leave",
     ),
 }

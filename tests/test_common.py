@@ -16,8 +16,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import optax_vasso as ov
-from optax_vasso import tracking
-from optax_vasso.validation import is_left_out
+from optax_vasso._internal.checks import is_left_out
 
 
 def _not_of_one_entry(params):
@@ -79,54 +78,58 @@ RECIPES = {
     ),
     "vasso_asam": _vasso_and(ov.asam_perturb),
     "vasso_fisher": _vasso_and(ov.fisher_perturb),
-    "vasso_gsam": _vasso_and(ov.sam_perturb, ov.gsam_descent(0.3)),
+    "vasso_gsam": _vasso_and(ov.sam_perturb, ov.descent.gsam_descent(0.3)),
     "vasso_looksam": _vasso_and(
-        ov.sam_perturb, ov.looksam_descent(0.3), gate=ov.gate.every(5)
+        ov.sam_perturb, ov.descent.looksam_descent(0.3), gate=ov.gate.every(5)
     ),
     "vasso_two_ascents": _vasso_and(ov.sam_perturb, ascent_steps=2),
-    "vasso_weighted": _vasso_and(ov.sam_perturb, ov.weighted_descent(0.7)),
+    "vasso_weighted": _vasso_and(ov.sam_perturb, ov.descent.weighted_descent(0.7)),
     "lagged_buffered": lambda optimizer, rho=0.1, theta=0.4: ov.lagged(
         optimizer, optax.chain(ov.vasso_ema(theta), ov.asam_perturb(rho))
     ),
 }
 
 MEASURES = (
-    tracking.perturbation_norm,
-    tracking.cosine,
-    tracking.grad_norm,
-    tracking.arrival,
-    tracking.stability,
-    tracking.running_mean(tracking.cosine),
+    ov.metrics.perturbation_norm,
+    ov.metrics.cosine,
+    ov.metrics.grad_norm,
+    ov.metrics.arrival,
+    ov.metrics.stability,
+    ov.metrics.running_mean(ov.metrics.cosine),
 )
 
 # The same, of VaSSO and its lagged twin inside or around what changes no number of
 # theirs; beside each the recipe whose trajectory it has.
 WRAPPERS = {
     "skip_nonfinite": (
-        lambda optimizer, rho=0.1: ov.skip_nonfinite(ov.vasso(optimizer, rho)),
+        lambda optimizer, rho=0.1: ov.wrappers.skip_nonfinite(ov.vasso(optimizer, rho)),
         "vasso",
     ),
     "skip_nonfinite_lagged": (
-        lambda optimizer, rho=0.1: ov.skip_nonfinite(ov.lagged_vasso(optimizer, rho)),
+        lambda optimizer, rho=0.1: ov.wrappers.skip_nonfinite(
+            ov.lagged_vasso(optimizer, rho)
+        ),
         "lagged_vasso",
     ),
     "in_float32": (
-        lambda optimizer, rho=0.1: ov.in_float32(ov.vasso(optimizer, rho)),
+        lambda optimizer, rho=0.1: ov.wrappers.in_float32(ov.vasso(optimizer, rho)),
         "vasso",
     ),
     "in_float32_lagged": (
-        lambda optimizer, rho=0.1: ov.lagged_vasso(ov.in_float32(optimizer), rho),
+        lambda optimizer, rho=0.1: ov.lagged_vasso(
+            ov.wrappers.in_float32(optimizer), rho
+        ),
         "lagged_vasso",
     ),
     "track": (
         lambda optimizer, rho=0.1: ov.vasso(
-            optax.chain(ov.track(*MEASURES), optimizer), rho
+            optax.chain(ov.metrics.track(*MEASURES), optimizer), rho
         ),
         "vasso",
     ),
     "track_lagged": (
-        lambda optimizer, rho=0.1: ov.track_arrival(
-            ov.lagged_vasso(optax.chain(ov.track(*MEASURES), optimizer), rho)
+        lambda optimizer, rho=0.1: ov.metrics.track_arrival(
+            ov.lagged_vasso(optax.chain(ov.metrics.track(*MEASURES), optimizer), rho)
         ),
         "lagged_vasso",
     ),
@@ -172,14 +175,10 @@ ASCENTS = {
     "friendly": lambda rho: optax.chain(
         ov.friendly_noise(1.0, 0.6), ov.sam_perturb(rho)
     ),
-    "projected": lambda rho: ov.projected_perturb(rho, ov.self_tuned_ema()),
-    "projected_friendly": lambda rho: ov.projected_perturb(
-        rho, ov.friendly_noise(1.0, 0.6)
-    ),
-    "per_layer": lambda rho: ov.per_layer(
+    "per_layer": lambda rho: ov.ascent.per_layer(
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(rho))
     ),
-    "masked": lambda rho: ov.masked_ascent(
+    "masked": lambda rho: ov.ascent.masked_ascent(
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(rho)), _not_of_one_entry
     ),
 }
@@ -343,10 +342,10 @@ def test_unknown_extra_arguments_are_passed_on_and_change_nothing(name):
 @pytest.mark.parametrize(
     "transform",
     [
-        ov.gsam_descent(0.3),
-        ov.looksam_descent(0.3),
-        ov.weighted_descent(0.7),
-        ov.track(*MEASURES),
+        ov.descent.gsam_descent(0.3),
+        ov.descent.looksam_descent(0.3),
+        ov.descent.weighted_descent(0.7),
+        ov.metrics.track(*MEASURES),
     ],
     ids=["gsam", "looksam", "weighted", "track"],
 )

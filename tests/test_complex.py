@@ -29,7 +29,12 @@ def test_a_complex_tree_is_its_real_and_imaginary_parts(ascent):
 
 
 @pytest.mark.parametrize(
-    "descent", [ov.gsam_descent(0.3), ov.weighted_descent(0.7), ov.looksam_descent(0.7)]
+    "descent",
+    [
+        ov.descent.gsam_descent(0.3),
+        ov.descent.weighted_descent(0.7),
+        ov.descent.looksam_descent(0.7),
+    ],
 )
 def test_descent_of_a_complex_tree_is_that_of_its_parts(descent):
     def parts(tree):

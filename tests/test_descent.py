@@ -38,7 +38,7 @@ def descend(make, number, perturbed, clean, ascended=True, state=None):
 @given(seed=SEEDS, alpha=st.floats(0, 2))
 def test_gsam_is_the_formula(seed, alpha):
     p, c = random_tree(seed), random_tree(seed + 1)
-    direction, _ = descend(ov.gsam_descent, alpha, p, c)
+    direction, _ = descend(ov.descent.gsam_descent, alpha, p, c)
     unit = flat(p) / np.linalg.norm(flat(p))
     expected = flat(p) - alpha * (flat(c) - flat(c) @ unit * unit)
     np.testing.assert_allclose(flat(direction), expected, rtol=1e-3, atol=1e-5)
@@ -47,14 +47,14 @@ def test_gsam_is_the_formula(seed, alpha):
 @given(seed=SEEDS)
 def test_gsam_keeps_the_component_along_the_perturbed_gradient(seed):
     p, c = random_tree(seed), random_tree(seed + 1)
-    direction, _ = descend(ov.gsam_descent, 0.7, p, c)
+    direction, _ = descend(ov.descent.gsam_descent, 0.7, p, c)
     assert flat(direction) @ flat(p) == pytest.approx(flat(p) @ flat(p), rel=1e-4)
 
 
 @given(seed=SEEDS, gamma=st.floats(0, 0.95))
 def test_weighted_descent_is_the_formula(seed, gamma):
     p, c = random_tree(seed), random_tree(seed + 1)
-    direction, _ = descend(ov.weighted_descent, gamma, p, c)
+    direction, _ = descend(ov.descent.weighted_descent, gamma, p, c)
     expected = flat(c) + gamma / (1 - gamma) * (flat(p) - flat(c))
     np.testing.assert_allclose(flat(direction), expected, rtol=1e-3, atol=1e-4)
 
@@ -62,18 +62,20 @@ def test_weighted_descent_is_the_formula(seed, gamma):
 @given(seed=SEEDS)
 def test_limits_that_are_sam_and_plain_training(seed):
     p, c = random_tree(seed), random_tree(seed + 1)
-    np.testing.assert_array_equal(flat(descend(ov.gsam_descent, 0.0, p, c)[0]), flat(p))
-    half, _ = descend(ov.weighted_descent, 0.5, p, c)
+    np.testing.assert_array_equal(
+        flat(descend(ov.descent.gsam_descent, 0.0, p, c)[0]), flat(p)
+    )
+    half, _ = descend(ov.descent.weighted_descent, 0.5, p, c)
     np.testing.assert_allclose(flat(half), flat(p), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(
-        flat(descend(ov.weighted_descent, 0.0, p, c)[0]), flat(c)
+        flat(descend(ov.descent.weighted_descent, 0.0, p, c)[0]), flat(c)
     )
 
 
 @given(seed=SEEDS, alpha=st.floats(0, 2))
 def test_looksam_stores_the_orthogonal_component_and_reuses_it(seed, alpha):
     p, c, later = (random_tree(seed + i) for i in range(3))
-    make = ov.looksam_descent
+    make = ov.descent.looksam_descent
     first, state = descend(make, alpha, p, c)
     np.testing.assert_array_equal(flat(first), flat(p))
     unit = flat(c) / np.linalg.norm(flat(c))
@@ -88,7 +90,8 @@ def test_looksam_stores_the_orthogonal_component_and_reuses_it(seed, alpha):
 
 
 @pytest.mark.parametrize(
-    "make", [ov.gsam_descent, ov.weighted_descent, ov.looksam_descent]
+    "make",
+    [ov.descent.gsam_descent, ov.descent.weighted_descent, ov.descent.looksam_descent],
 )
 def test_a_step_that_did_not_ascend_passes_the_gradient_on(make):
     """LookSAM's store is empty before the first ascent."""
@@ -98,7 +101,8 @@ def test_a_step_that_did_not_ascend_passes_the_gradient_on(make):
 
 
 @pytest.mark.parametrize(
-    "make", [ov.gsam_descent, ov.weighted_descent, ov.looksam_descent]
+    "make",
+    [ov.descent.gsam_descent, ov.descent.weighted_descent, ov.descent.looksam_descent],
 )
 def test_zero_gradients_stay_finite(make):
     zero = jax.tree.map(jnp.zeros_like, random_tree(0))
@@ -112,19 +116,19 @@ def test_alpha_may_be_a_schedule():
     p, c = random_tree(0), random_tree(1)
 
     def scheduled(alpha):
-        return ov.gsam_descent(lambda step: jnp.where(step == 0, 0.0, alpha))
+        return ov.descent.gsam_descent(lambda step: jnp.where(step == 0, 0.0, alpha))
 
     first, state = descend(scheduled, 0.5, p, c)
     np.testing.assert_array_equal(flat(first), flat(p))
     second, _ = descend(scheduled, 0.5, p, c, True, state)
-    expected, _ = descend(ov.gsam_descent, 0.5, p, c)
+    expected, _ = descend(ov.descent.gsam_descent, 0.5, p, c)
     np.testing.assert_allclose(flat(second), flat(expected), rtol=1e-6)
 
 
 def test_looksam_composes_with_vasso_and_a_base_optimizer():
     """Off the gate it descends on g_c plus the stored component, with momentum."""
     optimizer = ov.sharpness_aware(
-        optax.chain(ov.looksam_descent(0.7), optax.sgd(0.02, momentum=0.5)),
+        optax.chain(ov.descent.looksam_descent(0.7), optax.sgd(0.02, momentum=0.5)),
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.3)),
         gate=gate.every(2),
     )

@@ -96,8 +96,11 @@ WRAPPED = {
         optax.MultiSteps(lagged(), 2),
         {("adapter", "frozen"): RHO},
     ),
-    "skip_nonfinite": (ov.skip_nonfinite(lagged()), {("adapter", "frozen"): RHO}),
-    "track_arrival": (ov.track_arrival(lagged()), {("adapter", "frozen"): RHO}),
+    "skip_nonfinite": (
+        ov.wrappers.skip_nonfinite(lagged()),
+        {("adapter", "frozen"): RHO},
+    ),
+    "track_arrival": (ov.metrics.track_arrival(lagged()), {("adapter", "frozen"): RHO}),
     "inject_hyperparams": (
         optax.inject_hyperparams(lambda rate: lagged(rate))(rate=0.0),
         {("adapter", "frozen"): RHO},
@@ -216,7 +219,7 @@ def test_a_mask_gives_all_of_the_radius_to_the_chosen_leaves(name):
         return jnp.zeros(()) if other is None else jnp.sum(jnp.abs(other))
 
     def run(params, **kwargs):
-        base = optax.chain(ov.track(adapter, frozen), optax.sgd(0.1))
+        base = optax.chain(ov.metrics.track(adapter, frozen), optax.sgd(0.1))
         optimizer = recipe(base, rho=RHO, **kwargs)
 
         @jax.jit
@@ -256,7 +259,7 @@ def test_a_mask_gives_all_of_the_radius_to_the_chosen_leaves(name):
     ids=["none", "all frozen", "some frozen", "scaled", "clipped"],
 )
 def test_a_perturbation_that_does_not_arrive_is_reported(harm, arrived):
-    optimizer = ov.track_arrival(lagged())
+    optimizer = ov.metrics.track_arrival(lagged())
     state, params = optimizer.init(PARAMS), PARAMS
     assert float(state.metrics["arrived"]) == 1
     # The first step perturbs, the second finds what has become of it.
@@ -278,7 +281,7 @@ def test_a_perturbation_that_does_not_arrive_is_reported(harm, arrived):
 
 def test_parameters_that_were_overwritten_are_reported():
     """As by a checkpoint of parameters alone, or an average put into the model."""
-    optimizer = ov.track_arrival(lagged())
+    optimizer = ov.metrics.track_arrival(lagged())
     _, state = optimizer.update(jax.grad(loss)(PARAMS), optimizer.init(PARAMS), PARAMS)
     other = jax.tree.map(lambda x: 0.9 * x, PARAMS)
     _, state = optimizer.update(jax.grad(loss)(other), state, other)

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso.tracking import perturbation_norm, stability, track
-from optax_vasso.unbuffered import unbuffered_vasso
+from optax_vasso.ascent.unbuffered import unbuffered_vasso
+from optax_vasso.metrics import perturbation_norm, stability, track
 
 RHO, THETA, RATE = 0.1, 0.4, 0.05
 # A few roundings of float64: the two sides are the same mathematics in another order.
@@ -217,7 +217,7 @@ def test_partition_in_the_base_optimizer():
     assert_close(updates, expected | {"kernel": -0.3 * descent["kernel"]})
 
     gsam = {
-        "kernel": optax.chain(ov.gsam_descent(0.3), optax.sgd(RATE)),
+        "kernel": optax.chain(ov.descent.gsam_descent(0.3), optax.sgd(RATE)),
         "rest": optax.sgd(RATE),
     }
     partition = functools.partial(optax.partition, gsam, label(start(), ["kernel"]))
@@ -260,7 +260,7 @@ def test_partition_in_a_lagged_ascent():
 
 def test_per_layer():
     """Every leaf has a ball of its own."""
-    epsilon = ascent_of(ov.per_layer(ov.sam_perturb(RHO)))
+    epsilon = ascent_of(ov.ascent.per_layer(ov.sam_perturb(RHO)))
     expected = jax.tree.map(lambda g: RHO * g / optax.tree.norm(g), grad(start()))
     assert_close(epsilon, expected)
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso.tracking import perturbation_norm, running_mean, stability
+from optax_vasso.metrics import perturbation_norm, running_mean, stability
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,9 @@ from optax_vasso.tracking import perturbation_norm, running_mean, stability
 )
 def test_a_metric_is_found_by_its_name(name):
     """What a measure remembers must not answer to the name of what it measured."""
-    tracked = ov.track(perturbation_norm, stability, running_mean(perturbation_norm))
+    tracked = ov.metrics.track(
+        perturbation_norm, stability, running_mean(perturbation_norm)
+    )
     optimizer = ov.vasso(optax.chain(tracked, optax.sgd(0.1)), rho=0.5)
     params = jnp.array([3.0, 4.0])
     _, state = optimizer.update(

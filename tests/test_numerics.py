@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from problems import flat, random_tree
 
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 
 pytestmark = pytest.mark.usefixtures("strict")
 # One program each: outside of jit every operation would be a program.

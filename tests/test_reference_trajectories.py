@@ -10,7 +10,7 @@ import pytest
 from problems import ONE_GRADIENT, as_arrays, authors_problem, authors_runs
 
 import optax_vasso as ov
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 
 
 def kernels_only(params):

@@ -15,7 +15,7 @@ import pytest
 from jax.test_util import check_grads
 
 import optax_vasso as ov
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 
 BASE = optax.sgd(0.1)
 RECIPES = {
@@ -35,7 +35,7 @@ ASCENTS = {
     **dict.fromkeys(RECIPES),
     "p = 3": ov.sam_perturb(0.1, p=3),
     "p = 1.5": ov.sam_perturb(0.1, p=1.5),
-    "per_layer": ov.per_layer(ov.sam_perturb(0.1)),
+    "per_layer": ov.ascent.per_layer(ov.sam_perturb(0.1)),
 }
 CURVATURES = jnp.asarray([1.0, 3.0, 10.0])
 
@@ -98,7 +98,7 @@ def test_reverse_mode_derivatives_through_two_steps(name, x64):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_states_keep_their_dtypes_when_x64_is_switched_on_later(name):
-    optimizer = RECIPES[name](optax.chain(ov.track(), BASE))
+    optimizer = RECIPES[name](optax.chain(ov.metrics.track(), BASE))
     params = jnp.ones(3)
     state = optimizer.init(params)
     step = step_of(optimizer)
@@ -204,7 +204,7 @@ def test_a_gate_takes_gradients_of_two_dtypes():
 def test_tracking_sees_the_perturbation_of_all_ascent_steps():
     """‖ε‖ and its move ‖ε_t − ε_{t−1}‖/‖ε_t‖, where each step climbs in two parts."""
     rho, curvatures = 0.5, np.asarray([1.0, 3.0, 10.0])
-    measures = ov.track(ov.tracking.perturbation_norm, ov.tracking.stability)
+    measures = ov.metrics.track(ov.metrics.perturbation_norm, ov.metrics.stability)
     optimizer = ov.sharpness_aware(
         optax.chain(measures, BASE), ov.sam_perturb(rho), ascent_steps=2
     )
@@ -236,7 +236,7 @@ def test_a_new_measure_is_a_function_and_nothing_else():
     def largest_entry(seen):
         return jnp.max(jnp.abs(seen.perturbation))
 
-    optimizer = ov.sam(optax.chain(ov.track(largest_entry), BASE), rho=0.5)
+    optimizer = ov.sam(optax.chain(ov.metrics.track(largest_entry), BASE), rho=0.5)
     state = ov.init_train_state(jnp.asarray([0.3, 0.0, 0.0]), optimizer)
     step = ov.make_train_step(lambda params, batch: loss(params), optimizer)
     _, metrics = step(state, ())
@@ -393,15 +393,15 @@ def test_a_lagged_model_of_few_bits_adds_up_small_steps(name):
 def test_float32_belongs_inside_of_a_lagged_optimizer():
     params = jnp.asarray([1.0, -1.0, 0.5], jnp.bfloat16)
     with pytest.raises(ValueError, match=r"as in lagged_vasso\(in_float32\(optimizer"):
-        ov.in_float32(ov.lagged_vasso(BASE)).init(params)
-    optimizer = LAGGED["lagged_vasso"](ov.in_float32(optax.adamw(0.001)))
+        ov.wrappers.in_float32(ov.lagged_vasso(BASE)).init(params)
+    optimizer = LAGGED["lagged_vasso"](ov.wrappers.in_float32(optax.adamw(0.001)))
     target = jnp.asarray([0.6, -1.3, 0.9], jnp.bfloat16)
     clean, _ = drift(optimizer, params, lambda _, x: x - target, steps=800)
     assert jnp.max(jnp.abs(clean - target)) < 0.1
 
 
 def skipping(loss_fn, base, params, **kwargs):
-    optimizer = ov.skip_nonfinite(base, **kwargs)
+    optimizer = ov.wrappers.skip_nonfinite(base, **kwargs)
     state = ov.init_train_state(params, optimizer)
     return ov.make_train_step(loss_fn, optimizer), state
 
@@ -425,7 +425,7 @@ def test_a_scheduler_inside_of_skip_nonfinite_sees_the_loss():
 
 
 def test_a_skipped_step_reports_nothing_of_the_step_before():
-    base = ov.vasso(optax.chain(ov.track(), BASE))
+    base = ov.vasso(optax.chain(ov.metrics.track(), BASE))
     step, state = skipping(scaled_loss, base, jnp.ones(3))
     state, metrics = step(state, jnp.asarray(1.0))
     assert bool(metrics["ascended"])
@@ -440,7 +440,7 @@ def test_a_skipped_step_reports_nothing_of_the_step_before():
 
 def test_a_number_is_no_loss_scale():
     with pytest.raises(ValueError, match=r"loss_scale must have scale.*got 1024\.0"):
-        ov.skip_nonfinite(BASE, loss_scale=1024.0)
+        ov.wrappers.skip_nonfinite(BASE, loss_scale=1024.0)
 
 
 def instructions(function, *args):
@@ -507,7 +507,7 @@ def test_the_program_of_an_ascent_chain_grows_linearly(name):
 
 
 def test_the_program_of_per_layer_grows_linearly():
-    chain = ov.per_layer(ov.sam_perturb(0.1))
+    chain = ov.ascent.per_layer(ov.sam_perturb(0.1))
     first, second = per_leaf(of_chain(chain), sizes=(5, 10, 20))
     assert second == pytest.approx(first, rel=0.1)
     assert second <= 90

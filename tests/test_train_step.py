@@ -13,7 +13,7 @@ from problems import flat
 
 import optax_vasso as ov
 from optax_vasso import gate
-from optax_vasso.tracking import cosine, grad_norm, perturbation_norm, track
+from optax_vasso.metrics import cosine, grad_norm, perturbation_norm, track
 
 BASE = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9))
 

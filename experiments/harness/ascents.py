@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_vasso as ov
+from experiments.harness import adaptive_ascents
 from experiments.harness.methods import METHODS, MOMENTUM, Method, Range
 
 # The length of ε, with a constant c. σ is the noise, from how far a gradient is from
@@ -40,9 +41,9 @@ def traced_ascent(h: dict[str, Any]) -> optax.GradientTransformation:
 
     Args:
       h: scalars, traced or not: ``radius``, its constant ``c``, ``theta`` and ``speed``
-        of :func:`optax_vasso.self_tuned_ema`, ``learning_rate`` and ``steps``.
+        of :func:`adaptive_ascents.self_tuned_ema`, ``learning_rate`` and ``steps``.
     """
-    smoothing = ov.self_tuned_ema(h["theta"], speed=h["speed"])
+    smoothing = adaptive_ascents.self_tuned_ema(h["theta"], speed=h["speed"])
     norm, tiny = optax.tree.norm, 1e-12
 
     def init(params: Any) -> TracedState:
@@ -111,7 +112,7 @@ def traced_method(name: str) -> Method:
     def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
         wrap = ov.lagged if METHODS[name].gradients == 1 else ov.sharpness_aware
         ceiling = h["ceiling"] * h["guessing"]
-        ascent = ov.collapse_guard(
+        ascent = ov.ascent.collapse_guard(
             traced_ascent(h), ceiling, margin=h["margin"], patience=h["patience"]
         )
         return wrap(base, ascent)
@@ -127,7 +128,7 @@ def guarded_vasso() -> Method:
     def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
         ascent = optax.chain(ov.vasso_ema(h["theta"]), ov.sam_perturb(h["rho"]))
         ceiling = h["ceiling"] * h["guessing"]
-        return ov.sharpness_aware(base, ov.collapse_guard(ascent, ceiling))
+        return ov.sharpness_aware(base, ov.ascent.collapse_guard(ascent, ceiling))
 
     return _traced("vasso", make, "rho", "theta", "ceiling")
 
@@ -137,7 +138,7 @@ def projected_vasso() -> Method:
     """VaSSO whose ρ is the length of ε along the gradient."""
 
     def make(base: Any, h: dict[str, Any], seed: Any) -> Any:
-        ascent = ov.projected_perturb(h["rho"], ov.vasso_ema(h["theta"]))
+        ascent = adaptive_ascents.projected_perturb(h["rho"], ov.vasso_ema(h["theta"]))
         return ov.sharpness_aware(base, ascent)
 
     return _traced("vasso", make, "rho", "theta")

@@ -68,7 +68,7 @@ def make_optimizer(
     """The method around SGD with an L2 penalty, or around AdamW."""
     parts = []
     if options.local_ascent:
-        parts.append(ov.average_over("data"))
+        parts.append(ov.train.average_over("data"))
     if options.clip:
         parts.append(optax.clip_by_global_norm(options.clip))
     if options.optimizer == "sgd":
@@ -119,9 +119,9 @@ def prepare(options: Any, images: Images, mesh: Mesh) -> Run:
     schedule = learning_rate_schedule(options, steps_an_epoch)
     optimizer = make_optimizer(options, schedule, 0)
     loss = make_loss(model, images, options.label_smoothing)
-    gradient: Any = ov.whole_batch
+    gradient: Any = ov.train.whole_batch
     if options.microbatches > 1:
-        gradient = ov.microbatched(options.microbatches)
+        gradient = ov.train.microbatched(options.microbatches)
     whole = NamedSharding(mesh, PartitionSpec())
     on = mesh if options.local_ascent and jax.device_count() > 1 else None
 
@@ -134,24 +134,24 @@ def prepare(options: Any, images: Images, mesh: Mesh) -> Run:
         rest = {"model_state": model_state, "key": run_key}
         if options.local_ascent:
             groups = options.local_ascent
-            return ov.init_local_state(params, own, groups, mesh=on, **rest)
+            return ov.train.init_local_state(params, own, groups, mesh=on, **rest)
         return ov.init_train_state(params, own, **rest)
 
     def init(seed: int) -> ov.TrainState:
         state = begun(seed)
         if options.local_ascent:
             return state
-        return ov.shard_state(state, optimizer, mesh)
+        return ov.train.shard_state(state, optimizer, mesh)
 
     taken = {"has_aux": True, "gradient": gradient}
     if options.local_ascent:
-        step = ov.make_local_train_step(loss, optimizer, mesh=on, **taken)
+        step = ov.train.make_local_train_step(loss, optimizer, mesh=on, **taken)
     else:
-        shardings = ov.state_shardings(jax.eval_shape(begun, 0), optimizer, mesh)
+        shardings = ov.train.state_shardings(jax.eval_shape(begun, 0), optimizer, mesh)
         step = ov.make_train_step(loss, optimizer, state_shardings=shardings, **taken)
 
     def place(batch: Batch) -> PyTree:
-        return ov.shard_batch(batch, mesh)
+        return ov.train.shard_batch(batch, mesh)
 
     def replicate(tree: PyTree) -> PyTree:
         return jax.device_put(tree, whole)

@@ -20,7 +20,7 @@ import optax_vasso as ov
 from experiments.vision import image_folder
 from experiments.vision.batches import Batch, Images
 from experiments.vision.programs import EVALUATED, Run, readable
-from optax_vasso.checkpoint import Checkpoints, checkpoints
+from optax_vasso.train.checkpoint import Checkpoints, checkpoints
 
 # A host that waits for nothing would fill the device with batches: so many bytes of
 # them, and so many steps, are under way at most.

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks
 
 PyTree = Any
 
 
 class Friendliness(NamedTuple):
-    """What one perturbation does to other batches.
+    """What one perturbation does to other data.
 
     Attributes:
       lowered: the share of batches on which the perturbation lowers the loss.
@@ -89,7 +89,7 @@ def squared_error(
     data: batches.Batch | batches.Batches,
     direction: PyTree,
 ) -> jax.Array:
-    """‖d − ∇f(x)‖² of a slope d against the gradient over all batches.
+    """‖d − ∇f(x)‖² of a slope d against the gradient over all data.
 
     Its mean over the steps of a run is the mean squared error that variance suppression
     lowers. For fixed parameters and gradients of variance σ² it is σ² for SAM and

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks
 from optax_vasso.sharpness.batches import Estimate, estimate
 from optax_vasso.sharpness.directions import random_direction

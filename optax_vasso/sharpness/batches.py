@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 from optax_vasso.sharpness import checks
 
 PyTree = Any

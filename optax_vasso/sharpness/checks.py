@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from optax_vasso.validation import check_hyperparameter, check_integer, is_key
+from optax_vasso._internal.checks import check_hyperparameter, check_integer, is_key
 
 PyTree = Any
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optax_vasso import numerics
+from optax_vasso._internal import numerics
 from optax_vasso.sharpness import checks
 
 PyTree = Any

@@ -82,16 +82,19 @@ def synchronized():
         step = ov.make_train_step(loss_fn, optimizer)
         reference, _, _ = train(step, initial(optimizer))
         references[recipe] = reference
-        layouts = {"data": (mesh, P()), "fsdp": (mesh, ov.fsdp_specs(PARAMS, mesh))}
+        layouts = {
+            "data": (mesh, P()),
+            "fsdp": (mesh, ov.train.fsdp_specs(PARAMS, mesh)),
+        }
         if recipe == "vasso":
             layouts["tensor"] = (grid, tensor)
         for layout, (devices, specs) in layouts.items():
-            state = ov.shard_state(initial(optimizer), optimizer, devices, specs)
-            shardings = ov.state_shardings(state, optimizer, devices, specs)
+            state = ov.train.shard_state(initial(optimizer), optimizer, devices, specs)
+            shardings = ov.train.state_shardings(state, optimizer, devices, specs)
             trajectory, state, _ = train(
                 ov.make_train_step(loss_fn, optimizer, state_shardings=shardings),
                 state,
-                lambda batch, devices=devices: ov.shard_batch(batch, devices),
+                lambda batch, devices=devices: ov.train.shard_batch(batch, devices),
             )
             compare(f"{recipe} {layout}", trajectory, reference)
             same = jax.tree.map(
@@ -103,22 +106,25 @@ def synchronized():
     optimizer, reference = RECIPES["vasso"], references["vasso"]
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        for layout, specs in (("data", P()), ("fsdp", ov.fsdp_specs(PARAMS, mesh))):
+        for layout, specs in (
+            ("data", P()),
+            ("fsdp", ov.train.fsdp_specs(PARAMS, mesh)),
+        ):
             trajectory, state, _ = train(
                 ov.make_train_step(gathered_loss, optimizer),
-                ov.shard_state(initial(optimizer), optimizer, mesh, specs),
-                lambda batch: ov.shard_batch(batch, mesh),
+                ov.train.shard_state(initial(optimizer), optimizer, mesh, specs),
+                lambda batch: ov.train.shard_batch(batch, mesh),
             )
             compare(f"vasso explicit {layout}", trajectory, reference)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     trajectory, _, _ = train(
-        ov.make_train_step(loss_fn, optimizer, gradient=ov.microbatched(2)),
-        ov.shard_state(initial(optimizer), optimizer, mesh),
-        lambda batch: ov.shard_batch(batch, mesh),
+        ov.make_train_step(loss_fn, optimizer, gradient=ov.train.microbatched(2)),
+        ov.train.shard_state(initial(optimizer), optimizer, mesh),
+        lambda batch: ov.train.shard_batch(batch, mesh),
     )
     compare("vasso data microbatched", trajectory, reference)
     pmapped = jax.pmap(
-        ov.make_train_step(loss_fn, optimizer, gradient=ov.synchronized("data")),
+        ov.make_train_step(loss_fn, optimizer, gradient=ov.train.synchronized("data")),
         axis_name="data",
     )
     trajectory, _, _ = train(
@@ -177,21 +183,21 @@ def loop_over_shards():
 
 def local(vasso):
     reference = loop_over_shards()
-    optimizer = ov.vasso(optax.chain(ov.average_over("data"), BASE), 0.1, 0.4)
+    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE), 0.1, 0.4)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-        state = initial(optimizer, ov.init_local_state, groups=8, mesh=mesh)
-        step = ov.make_local_train_step(loss_fn, optimizer, mesh=mesh)
+        state = initial(optimizer, ov.train.init_local_state, groups=8, mesh=mesh)
+        step = ov.train.make_local_train_step(loss_fn, optimizer, mesh=mesh)
         trajectory, state, _ = train(
-            step, state, lambda batch, mesh=mesh: ov.shard_batch(batch, mesh)
+            step, state, lambda batch, mesh=mesh: ov.train.shard_batch(batch, mesh)
         )
         compare(f"local mesh {kind.name}", trajectory, reference)
     RESULTS["local averages per device"] = float(
         optax.tree.get(state, "ema")["in"].sharding.shard_shape((8, 8, 16))[0]
     )
     trajectory, _, _ = train(
-        ov.make_local_train_step(loss_fn, optimizer),
-        initial(optimizer, ov.init_local_state, groups=8),
+        ov.train.make_local_train_step(loss_fn, optimizer),
+        initial(optimizer, ov.train.init_local_state, groups=8),
     )
     compare("local groups on one device", trajectory, reference)
     compare("local differs from synchronized", reference, vasso)
@@ -200,7 +206,7 @@ def local(vasso):
 def digests():
     """How many digests one array has on different meshes; without Orbax, none."""
     try:
-        from optax_vasso import checkpoint
+        from optax_vasso.train import checkpoint
     except ImportError:
         return
     found = {int(checkpoint._digest(PARAMS["in"]))}

@@ -36,11 +36,13 @@ METHODS = {
 def skipping():
     from test_local_skip import BAD, GOOD, OPTIMIZER, loss_fn
 
-    state = ov.init_local_state(jnp.asarray([1.0, 2.0]), OPTIMIZER, groups=4, mesh=FOUR)
-    step = ov.make_local_train_step(loss_fn, OPTIMIZER, mesh=FOUR)
+    state = ov.train.init_local_state(
+        jnp.asarray([1.0, 2.0]), OPTIMIZER, groups=4, mesh=FOUR
+    )
+    step = ov.train.make_local_train_step(loss_fn, OPTIMIZER, mesh=FOUR)
     points, finite, difference = [np.asarray(state.params)], [], 0.0
     for batch in (GOOD, BAD, GOOD):
-        state, metrics = step(state, ov.shard_batch(batch, FOUR))
+        state, metrics = step(state, ov.train.shard_batch(batch, FOUR))
         finite.append(bool(metrics["finite"]))
         base_state = state.opt_state.optimizer_state.optimizer_state
         for leaf in jax.tree.leaves((state.params, base_state)):
@@ -67,13 +69,13 @@ def network_loss(params, batch):
 def scalar_all_reduces(optimizer, leaves):
     """All-reduces of a compiled step whose results are scalars or stacks of them."""
     params = [0.1 * jnp.ones((8, 8)) for _ in range(leaves)]
-    specs = ov.fsdp_specs(params, MESH)
-    state = ov.shard_state(
+    specs = ov.train.fsdp_specs(params, MESH)
+    state = ov.train.shard_state(
         ov.init_train_state(params, optimizer), optimizer, MESH, specs
     )
-    shardings = ov.state_shardings(state, optimizer, MESH, specs)
+    shardings = ov.train.state_shardings(state, optimizer, MESH, specs)
     step = ov.make_train_step(network_loss, optimizer, state_shardings=shardings)
-    batch = ov.shard_batch(jnp.ones((16, 8)), MESH)
+    batch = ov.train.shard_batch(jnp.ones((16, 8)), MESH)
     hlo = step.lower(state, batch).compile().as_text()
     count = 0
     for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", hlo):

@@ -17,7 +17,7 @@ import pytest
 
 import optax_vasso as ov
 
-checkpoint = pytest.importorskip("optax_vasso.checkpoint")
+checkpoint = pytest.importorskip("optax_vasso.train.checkpoint")
 CONFIG = {"recipe": "vasso", "rho": 0.1}
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
 
@@ -259,7 +259,7 @@ SAVE_AND_DIE = """
 import os, signal, sys
 import numpy as np
 from optax_vasso import TrainState
-from optax_vasso.checkpoint import checkpoints
+from optax_vasso.train.checkpoint import checkpoints
 
 def a_state(step):
     return TrainState(np.int32(step), np.full(3, step, np.float32), (), (), None)
@@ -320,7 +320,7 @@ def test_a_run_killed_at_any_moment_of_saving_goes_on(tmp_path):
 
 HOLD = """
 import os, sys
-from optax_vasso.checkpoint import checkpoints
+from optax_vasso.train.checkpoint import checkpoints
 store = checkpoints({directory!r}, {{}})
 if not os.fork():  # as a data loader's workers
     sys.stdin.read()
@@ -360,12 +360,12 @@ jax.distributed.initialize("localhost:{port}", 2, index)
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 import optax, optax_vasso as ov
-from optax_vasso.checkpoint import checkpoints
+from optax_vasso.train.checkpoint import checkpoints
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 params, optimizer = jax.random.normal(jax.random.key(1), (8192,)), optax.sgd(0.1)
 state = ov.init_train_state(params, optimizer, key=jax.random.key(0))
-like = ov.shard_state(state, optimizer, mesh, ov.fsdp_specs(params, mesh))
+like = ov.train.shard_state(state, optimizer, mesh, ov.train.fsdp_specs(params, mesh))
 store = checkpoints({directory!r}, {{}})
 state = like
 for step in (1, 2):
@@ -437,11 +437,13 @@ def test_keep_is_at_least_one(tmp_path, keep):
 def test_a_missing_orbax_names_the_extra():
     script = (
         "import sys; sys.modules['orbax'] = None; sys.modules['orbax.checkpoint'] = "
-        "None; import optax_vasso; import optax_vasso.checkpoint"
+        "None; import optax_vasso; import optax_vasso.train.checkpoint"
     )
     _, errors = program(script).communicate(timeout=300)
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("ImportError: optax_vasso.checkpoint needs Orbax: run pip")
+    assert last.startswith(
+        "ImportError: optax_vasso.train.checkpoint needs Orbax: run pip"
+    )
 
 
 def test_a_url_reaches_orbax_as_it_is(tmp_path, monkeypatch):

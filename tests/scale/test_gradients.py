@@ -46,7 +46,9 @@ def assert_close(a, b, atol):
 def test_microbatches_are_the_whole_batch(x64, recipe, count):
     params, batch = problem()
     whole, whole_metrics = train(recipe(BASE), batch, params)
-    parts, metrics = train(recipe(BASE), batch, params, gradient=ov.microbatched(count))
+    parts, metrics = train(
+        recipe(BASE), batch, params, gradient=ov.train.microbatched(count)
+    )
     assert_close(parts, whole, 1e-12)
     assert_close(metrics["loss"], whole_metrics["loss"], 1e-12)
     assert metrics["aux"].shape == (count,)
@@ -59,7 +61,7 @@ def test_temporary_memory_falls_with_the_number_of_microbatches():
     sizes = []
     for count in (1, 4, 16):
         step = ov.make_train_step(
-            loss_fn, optimizer, has_aux=True, gradient=ov.microbatched(count)
+            loss_fn, optimizer, has_aux=True, gradient=ov.train.microbatched(count)
         )
         compiled = step.lower(state, batch).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
@@ -74,7 +76,7 @@ def test_bfloat16_gradients_are_summed_in_float32():
 
     examples = jnp.full(257, 2.0**-9, jnp.bfloat16).at[0].set(1)
     params = {"w": jnp.ones((), jnp.bfloat16)}
-    grad_fn = ov.microbatched(257)(linear)
+    grad_fn = ov.train.microbatched(257)(linear)
     _, grads = grad_fn(params, (), examples, None)
     exact = np.mean(np.asarray(examples, np.float64))
     np.testing.assert_allclose(np.float64(grads["w"]), exact, rtol=2**-8)
@@ -108,7 +110,7 @@ def test_the_model_state_after_microbatches_is_that_after_the_whole_batch(new_st
 
     batch = jnp.arange(8.0)
     outcomes = []
-    for gradient in (ov.whole_batch, ov.microbatched(4)):
+    for gradient in (ov.train.whole_batch, ov.train.microbatched(4)):
         (_, (new, _)), _ = jax.jit(gradient(loss_fn))(
             jnp.ones(()), model_state, batch, None
         )
@@ -129,12 +131,12 @@ def test_microbatches_are_those_of_optax(dtype):
     params, batch = problem()
     params, batch = jax.tree.map(lambda x: x.astype(dtype), (params, batch))
     model_state, count = jnp.zeros((), dtype), 4
-    (loss, (state, aux)), grads = ov.microbatched(count)(loss_fn)(
+    (loss, (state, aux)), grads = ov.train.microbatched(count)(loss_fn)(
         params, model_state, batch, None
     )
 
     def in_float32(params, batch):
-        (loss, (state, aux)), grads = ov.whole_batch(loss_fn)(
+        (loss, (state, aux)), grads = ov.train.whole_batch(loss_fn)(
             params, model_state, batch, None
         )
         means = jax.tree.map(lambda x: x.astype(jnp.float32), (loss, state, grads))
@@ -168,7 +170,7 @@ def test_microbatches_keep_the_explicit_sharding_of_parameters():
         params, batch = jax.device_put(
             (params, batch), jax.NamedSharding(mesh, P("data"))
         )
-        _, grads = jax.jit(ov.microbatched(4)(gathered))(
+        _, grads = jax.jit(ov.train.microbatched(4)(gathered))(
             params, jnp.zeros(()), batch, None
         )
         assert jax.typeof(grads["in"]).sharding.spec == P("data", None)
@@ -178,7 +180,7 @@ def test_each_microbatch_has_its_own_key():
     def noisy(params, model_state, batch, key):
         return params["w"] * jnp.mean(batch), (model_state, jax.random.normal(key))
 
-    grad_fn = ov.microbatched(4)(noisy)
+    grad_fn = ov.train.microbatched(4)(noisy)
     (_, (_, draws)), _ = grad_fn(
         {"w": jnp.ones(())}, (), jnp.ones(8), jax.random.PRNGKey(0)
     )
@@ -189,7 +191,7 @@ def test_ascent_on_part_of_the_batch_is_written_out(x64):
     params, batch = problem()
     optimizer = ov.sam(optax.sgd(0.1), rho=0.2)
     state, metrics = train(
-        optimizer, batch, params, steps=1, ascent_gradient=ov.part_of_batch(0.25)
+        optimizer, batch, params, steps=1, ascent_gradient=ov.train.part_of_batch(0.25)
     )
     part = jax.tree.map(lambda leaf: leaf[::4], batch)
     gradient = jax.grad(lambda p, b: loss_fn(p, 0.0, b, None)[0])
@@ -212,7 +214,7 @@ def test_ascent_on_a_fraction_f_costs_one_plus_f_gradients():
 
     two = flops()
     for fraction in (0.25, 0.5):
-        cost = flops(ascent_gradient=ov.part_of_batch(fraction)) / two * 2
+        cost = flops(ascent_gradient=ov.train.part_of_batch(fraction)) / two * 2
         # The parameters are touched as often as before: 1% on this network.
         assert cost == pytest.approx(1 + fraction, abs=0.02)
 
@@ -228,8 +230,8 @@ def test_ascent_on_another_batch_is_written_out(x64):
         both,
         params,
         steps=1,
-        gradient=ov.on_batch("descent"),
-        ascent_gradient=ov.on_batch("ascent"),
+        gradient=ov.train.on_batch("descent"),
+        ascent_gradient=ov.train.on_batch("ascent"),
     )
     gradient = jax.grad(lambda p, b: loss_fn(p, 0.0, b, None)[0])
     g = gradient(params, both["ascent"])
@@ -241,22 +243,22 @@ def test_ascent_on_another_batch_is_written_out(x64):
 @pytest.mark.parametrize("count", [0, -1, 1.5, 2.0, "2", None])
 def test_microbatches_are_counted_in_whole_numbers(count):
     with pytest.raises(ValueError, match="count must be an integer >= 1"):
-        ov.microbatched(count)
+        ov.train.microbatched(count)
 
 
 @pytest.mark.parametrize("fraction", [0, 1.5, float("nan"), 1e-7, -0.5])
 def test_a_fraction_is_in_0_1(fraction):
     with pytest.raises(ValueError, match="fraction must be"):
-        ov.part_of_batch(fraction)
+        ov.train.part_of_batch(fraction)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"gradient": ov.microbatched(5)}, r"32 examples.*5 does not divide"),
-        ({"ascent_gradient": ov.part_of_batch(0.3)}, r"32 examples.*10 does not"),
-        ({"gradient": ov.on_batch("descent")}, "needs a batch that has an entry"),
-        ({"gradient": ov.synchronized("data")}, "'data' is not an axis"),
+        ({"gradient": ov.train.microbatched(5)}, r"32 examples.*5 does not divide"),
+        ({"ascent_gradient": ov.train.part_of_batch(0.3)}, r"32 examples.*10 does not"),
+        ({"gradient": ov.train.on_batch("descent")}, "needs a batch that has an entry"),
+        ({"gradient": ov.train.synchronized("data")}, "'data' is not an axis"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_before_the_state_changes(kwargs, message):
@@ -273,34 +275,34 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_state_changes(kwargs, m
 def test_another_ascent_gradient_needs_an_ascent():
     params, batch = problem()
     with pytest.raises(ValueError, match="takes no second gradient"):
-        train(BASE, batch, params, ascent_gradient=ov.part_of_batch(0.5))
+        train(BASE, batch, params, ascent_gradient=ov.train.part_of_batch(0.5))
 
 
 def test_local_ascent_says_what_is_missing():
     params, _ = problem()
     mesh = jax.make_mesh((1,), ("model",))
-    local = ov.vasso(optax.chain(ov.average_over("data"), BASE))
+    local = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
-        ov.make_local_train_step(loss_fn, local, has_aux=True, mesh=mesh)
+        ov.train.make_local_train_step(loss_fn, local, has_aux=True, mesh=mesh)
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
-        ov.init_local_state(params, local, 1, mesh=mesh)
+        ov.train.init_local_state(params, local, 1, mesh=mesh)
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
-        ov.shard_batch(jnp.ones(4), mesh)
+        ov.train.shard_batch(jnp.ones(4), mesh)
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
-        ov.fsdp_specs(params, mesh)
+        ov.train.fsdp_specs(params, mesh)
     with pytest.raises(ValueError, match="never averages"):
-        ov.init_local_state(params, ov.vasso(BASE), 4)
+        ov.train.init_local_state(params, ov.vasso(BASE), 4)
     with pytest.raises(ValueError, match="has no ascent"):
-        ov.init_local_state(params, BASE, 4)
+        ov.train.init_local_state(params, BASE, 4)
     with pytest.raises(ValueError, match="groups is 2"):
-        ov.init_local_state(params, local, 2, mesh=jax.make_mesh((1,), ("data",)))
+        ov.train.init_local_state(params, local, 2, mesh=jax.make_mesh((1,), ("data",)))
 
 
 def test_local_groups_have_to_divide_the_batch():
     params, batch = problem()
-    optimizer = ov.vasso(optax.chain(ov.average_over("data"), BASE))
-    step = ov.make_local_train_step(loss_fn, optimizer, has_aux=True)
-    state = ov.init_local_state(params, optimizer, 5, model_state=jnp.zeros(()))
+    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
+    step = ov.train.make_local_train_step(loss_fn, optimizer, has_aux=True)
+    state = ov.train.init_local_state(params, optimizer, 5, model_state=jnp.zeros(()))
     with pytest.raises(ValueError, match="5 groups of a local ascent do not divide"):
         step(state, batch)
     plain = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
@@ -310,9 +312,9 @@ def test_local_groups_have_to_divide_the_batch():
 
 def test_one_group_is_the_synchronized_step(x64):
     params, batch = problem()
-    optimizer = ov.vasso(optax.chain(ov.average_over("data"), BASE))
-    step = ov.make_local_train_step(loss_fn, optimizer, has_aux=True)
-    state = ov.init_local_state(params, optimizer, 1, model_state=jnp.zeros(()))
+    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
+    step = ov.train.make_local_train_step(loss_fn, optimizer, has_aux=True)
+    state = ov.train.init_local_state(params, optimizer, 1, model_state=jnp.zeros(()))
     for _ in range(5):
         state, _ = step(state, batch)
     expected, _ = train(ov.vasso(BASE), batch, params)

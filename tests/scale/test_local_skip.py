@@ -27,9 +27,9 @@ def loss_fn(params, batch):
 
 # Only the bad group can know: the gate is closed on the second step, so that no loss
 # shows it, and the base optimizer forgives what is not finite.
-OPTIMIZER = ov.skip_nonfinite(
+OPTIMIZER = ov.wrappers.skip_nonfinite(
     ov.sharpness_aware(
-        optax.chain(ov.average_over("data"), optax.zero_nans(), optax.adam(0.01)),
+        optax.chain(ov.train.average_over("data"), optax.zero_nans(), optax.adam(0.01)),
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.01)),
         gate=ov.gate.every(2),
     )
@@ -40,8 +40,8 @@ BAD = GOOD.at[2:4].set(0.0)
 
 def test_groups_on_one_device_skip_together():
     params = jnp.asarray([1.0, 2.0])
-    state = ov.init_local_state(params, OPTIMIZER, groups=4)
-    step = ov.make_local_train_step(loss_fn, OPTIMIZER)
+    state = ov.train.init_local_state(params, OPTIMIZER, groups=4)
+    step = ov.train.make_local_train_step(loss_fn, OPTIMIZER)
     finite = []
     for batch in (GOOD, BAD, GOOD):
         before = jax.tree.map(np.asarray, (state.params, state.opt_state))

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso.nonfinite import SkipState
-from optax_vasso.states import clear_metrics, find_states
+from optax_vasso._internal.trees import clear_metrics, find_states
+from optax_vasso.wrappers import SkipState
 
 PARAMS = {"w": jnp.asarray([0.5, -1.0, 2.0]), "b": jnp.asarray(0.1)}
 GOOD = jnp.asarray([[1.0, 2.0, 3.0], [0.5, -1.0, 0.0]])
@@ -28,7 +28,7 @@ def loss_fn(params, batch, model_state):
 
 
 def fresh(recipe, **kwargs):
-    optimizer = ov.skip_nonfinite(RECIPES[recipe](optax.adam(0.1)), **kwargs)
+    optimizer = ov.wrappers.skip_nonfinite(RECIPES[recipe](optax.adam(0.1)), **kwargs)
     state = ov.init_train_state(PARAMS, optimizer, model_state=jnp.zeros(()))
     return ov.make_train_step(loss_fn, optimizer), state
 
@@ -69,7 +69,7 @@ def test_a_perturbed_pass_that_overflows_is_skipped_too():
         loss = jnp.sum(params["w"] * batch)
         return jnp.where(loss > 1.0, jnp.inf, loss)
 
-    optimizer = ov.skip_nonfinite(ov.vasso(optax.sgd(0.1), rho=10.0))
+    optimizer = ov.wrappers.skip_nonfinite(ov.vasso(optax.sgd(0.1), rho=10.0))
     state = ov.init_train_state({"w": jnp.zeros(2)}, optimizer)
     state, metrics = ov.make_train_step(cliff, optimizer)(state, jnp.ones(2))
     assert np.isfinite(metrics["loss"])
@@ -82,11 +82,11 @@ def test_consecutive_bad_batches_stop_with_an_error():
     bad = GOOD * jnp.nan
     for batch in (bad, bad, GOOD, bad, bad):
         state, _ = step(state, batch)
-        ov.check_finite(state, max_consecutive=2)
+        ov.wrappers.check_finite(state, max_consecutive=2)
     state, _ = step(state, bad)
-    ov.check_finite(state)
+    ov.wrappers.check_finite(state)
     with pytest.raises(FloatingPointError, match=r"last 3 batches.*2 allowed.*\(5 sin"):
-        ov.check_finite(state, max_consecutive=2)
+        ov.wrappers.check_finite(state, max_consecutive=2)
 
 
 def test_both_passes_share_a_loss_scale_and_an_overflow_lowers_it():
@@ -105,7 +105,7 @@ def test_both_passes_share_a_loss_scale_and_an_overflow_lowers_it():
     jax.tree_util.register_pytree_node(
         Recorder, Recorder.tree_flatten, Recorder.tree_unflatten
     )
-    optimizer = ov.skip_nonfinite(
+    optimizer = ov.wrappers.skip_nonfinite(
         ov.vasso(optax.sgd(0.01)), loss_scale=Recorder(jnp.float32(2.0**18))
     )
     state = ov.init_train_state({"w": jnp.asarray([0.5, -1.0, 2.0])}, optimizer)

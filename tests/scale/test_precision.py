@@ -41,7 +41,7 @@ def test_bfloat16_parameters_take_in_the_perturbation_formed_in_float32():
     params, grads = setting()
     plain = perturbation_that_arrives(ov.sam(optax.sgd(0.1), 0.05), params, grads)
     wide = perturbation_that_arrives(
-        ov.in_float32(ov.sam(optax.sgd(0.1), 0.05)), params, grads
+        ov.wrappers.in_float32(ov.sam(optax.sgd(0.1), 0.05)), params, grads
     )
     assert cosine(plain, grads["w"]) < 0.8
     assert cosine(wide, grads["w"]) >= 0.99
@@ -52,7 +52,7 @@ def test_the_metric_says_how_much_arrived():
     rho = 0.05 * np.sqrt(100_000 / SIZE)
 
     def step(wrap):
-        base = optax.chain(ov.track(ov.tracking.arrival), optax.sgd(0.1))
+        base = optax.chain(ov.metrics.track(ov.metrics.arrival), optax.sgd(0.1))
         optimizer = wrap(ov.sam(base, rho))
 
         def loss_fn(params, batch):
@@ -67,12 +67,12 @@ def test_the_metric_says_how_much_arrived():
     arrives = perturbation_that_arrives(ov.sam(optax.sgd(0.1), rho), params, grads)
     # In one matrix-free sum in float32 against float64.
     assert step(lambda o: o) == pytest.approx(cosine(arrives, grads["w"]), abs=1e-3)
-    assert step(ov.in_float32) >= 0.99
+    assert step(ov.wrappers.in_float32) >= 0.99
 
 
 def test_updates_keep_the_dtypes_of_the_parameters():
     params, grads = setting(1000)
-    optimizer = ov.in_float32(ov.vasso(optax.adam(0.1)))
+    optimizer = ov.wrappers.in_float32(ov.vasso(optax.adam(0.1)))
     state = optimizer.init(params)
     updates, state = optimizer.update(grads, state, params, grad_fn=lambda p: p)
     assert updates["w"].dtype == jnp.bfloat16
@@ -82,7 +82,7 @@ def test_updates_keep_the_dtypes_of_the_parameters():
 def test_in_float32_is_nothing_for_float32():
     params = {"w": jnp.asarray([1.0, 2.0])}
     results = []
-    for wrap in (lambda o: o, ov.in_float32):
+    for wrap in (lambda o: o, ov.wrappers.in_float32):
         optimizer = wrap(ov.vasso(optax.sgd(0.1)))
         updates, _ = optimizer.update(
             params, optimizer.init(params), params, grad_fn=jnp_cubes

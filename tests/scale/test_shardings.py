@@ -47,8 +47,8 @@ def optimizers(dtype):
         "vasso mask": ov.vasso(BASE, mask=MASK),
         "lagged_vasso mask": lagged(BASE, mask=MASK),
         "evasso": ov.evasso(BASE),
-        "skip_nonfinite": ov.skip_nonfinite(ov.looksam(BASE)),
-        "tracked": ov.vasso(optax.chain(ov.track(ov.tracking.stability), BASE)),
+        "skip_nonfinite": ov.wrappers.skip_nonfinite(ov.looksam(BASE)),
+        "tracked": ov.vasso(optax.chain(ov.metrics.track(ov.metrics.stability), BASE)),
         "inject_hyperparams": optax.inject_hyperparams(
             lambda rate: ov.vasso(optax.adam(rate))
         )(rate=0.1),
@@ -73,12 +73,12 @@ def spec_of_path(path):
 def test_moments_and_averages_are_divided_like_their_parameters(name, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
     optimizer = optimizers(dtype)[name]
-    assert ov.fsdp_specs(params, MESH) == SPECS
+    assert ov.train.fsdp_specs(params, MESH) == SPECS
     # As large as the kernel, and no parameter: batch statistics stay whole.
     state = ov.init_train_state(
         params, optimizer, model_state={"mean": jnp.ones((4, 8))}, key=jax.random.key(0)
     )
-    shardings = ov.state_shardings(state, optimizer, MESH, SPECS)
+    shardings = ov.train.state_shardings(state, optimizer, MESH, SPECS)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     divided = 0
     for (path, sharding), leaf in zip(
@@ -96,7 +96,7 @@ def test_a_key_that_has_the_shape_of_a_parameter_is_replicated():
     params = jnp.ones(2)
     optimizer = ov.evasso(optax.adam(0.1))
     state = ov.init_train_state(params, optimizer, key=jax.random.PRNGKey(0))
-    shardings = ov.state_shardings(state, optimizer, MESH, P("data"))
+    shardings = ov.train.state_shardings(state, optimizer, MESH, P("data"))
     assert shardings.key.spec == P()
     assert shardings.opt_state.gate_state.key.spec == P()
     assert shardings.opt_state.optimizer_state[0].mu.spec == P("data")

@@ -8,14 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.smoothing import (
-    cast_to_updates,
-    moving_average,
-    newest_weight,
-    zeros_like,
-)
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_accumulator_dtype,
     check_hyperparameter,
@@ -25,6 +19,12 @@ from optax_vasso.validation import (
     check_structure,
     check_transformation,
     value_at,
+)
+from optax_vasso.ascent.smoothing import (
+    cast_to_updates,
+    moving_average,
+    newest_weight,
+    zeros_like,
 )
 
 PyTree = Any
@@ -108,7 +108,7 @@ def self_tuned_ema(
       Batches that disagree make θ smaller:
 
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import self_tuned_ema
+      >>> from experiments.harness.adaptive_ascents import self_tuned_ema
       >>> smooth = self_tuned_ema(start=0.5)
       >>> state = smooth.init(jnp.zeros(2))
       >>> for slope in (1.0, -1.0, 1.0, -1.0):
@@ -203,7 +203,8 @@ def projected_perturb(
       perturbation is on its way from 0.1 to 0.1 · √2:
 
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import projected_perturb, vasso_ema
+      >>> from experiments.harness.adaptive_ascents import projected_perturb
+      >>> from optax_vasso import vasso_ema
       >>> ascent = projected_perturb(0.1, vasso_ema(theta=0.5))
       >>> state = ascent.init(jnp.zeros(2))
       >>> for grads in (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])):

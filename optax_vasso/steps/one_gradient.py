@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.extra_args import ValueFn, ignore_ours
-from optax_vasso.states import check_not_nested, find_states
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     check_params,
     check_state,
     check_structure,
@@ -21,6 +19,8 @@ from optax_vasso.validation import (
     is_left_out,
     require_params,
 )
+from optax_vasso._internal.extra_args import ValueFn, ignore_ours
+from optax_vasso._internal.trees import check_not_nested, find_states
 
 PyTree = Any
 
@@ -74,7 +74,8 @@ def lagged(
     The loop has to add the updates as they are: what clips, scales or freezes them
     afterwards changes the perturbation as well. Put such transformations into
     ``optimizer``, and perturb a part of the parameters with
-    :func:`optax_vasso.masked_ascent`; :func:`optax_vasso.track_arrival` checks it.
+    :func:`optax_vasso.ascent.masked_ascent`; :func:`optax_vasso.metrics.track_arrival`
+    checks it.
 
     Parameters of fewer than 32 bits round x_t + ε_{t−1} when the loop adds the updates.
     The state holds in float32 how far they are from x_t, so that x_t itself moves by

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.extra_args import ignore_ours
-from optax_vasso.gradients import GradientMaker, LossFn, whole_batch
-from optax_vasso.losses import as_canonical
-from optax_vasso.nonfinite import SkipState
-from optax_vasso.states import clear_metrics, collect_metrics, find_states
-from optax_vasso.validation import check_params, check_transformation
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import check_params, check_transformation
+from optax_vasso._internal.extra_args import ignore_ours
+from optax_vasso._internal.trees import clear_metrics, collect_metrics, find_states
+from optax_vasso.train.batches import GradientMaker, LossFn, whole_batch
+from optax_vasso.train.losses import as_canonical
+from optax_vasso.wrappers import SkipState
 
 PyTree = Any
 
@@ -113,12 +113,12 @@ def make_train_step(
         default both evaluations use the same ones, so that the perturbed gradient is
         the gradient of the same function.
       gradient: what is differentiated, and on which examples, for instance
-        :func:`optax_vasso.microbatched`.
+        :func:`optax_vasso.train.microbatched`.
       ascent_gradient: the same for the clean gradient of a sharpness-aware optimizer,
-        where it differs, for instance :func:`optax_vasso.part_of_batch`. Loss, model
-        state and ``aux`` are then those of the examples of the ascent, and there is no
-        ``sharpness`` among the metrics. A step whose gate is closed descends on this
-        gradient.
+        where it differs, for instance :func:`optax_vasso.train.part_of_batch`. Loss,
+        model state and ``aux`` are then those of the examples of the ascent, and there
+        is no ``sharpness`` among the metrics. A step whose gate is closed descends on
+        this gradient.
       state_shardings: a tree of shardings like the state, to which the returned state
         is held; by default the compiler chooses, which keeps them in all but unusual
         layouts.
@@ -136,9 +136,9 @@ def make_train_step(
       - ``sharpness``: perturbed_loss − loss, along the direction of ascent;
 
       then whatever stands in a field ``metrics`` of the optimizer's state, as that of
-      :func:`optax_vasso.track` and :func:`optax_vasso.skip_nonfinite` (``finite`` and
-      ``skipped``, the count of all, with ``loss_scale`` if there is one); and, with
-      ``has_aux``, ``aux``.
+      :func:`optax_vasso.metrics.track` and :func:`optax_vasso.wrappers.skip_nonfinite`
+      (``finite`` and ``skipped``, the count of all, with ``loss_scale`` if there is
+      one); and, with ``has_aux``, ``aux``.
 
     Raises:
       ValueError: if optimizer is no transformation or the loss has another signature;

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.smoothing import newest_weight
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_not_negative,
     check_params,
@@ -23,6 +22,7 @@ from optax_vasso.validation import (
     check_theta,
     value_at,
 )
+from optax_vasso.ascent.smoothing import newest_weight
 
 PyTree = Any
 

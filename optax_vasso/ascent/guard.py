@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.ascent import sam_perturb
-from optax_vasso.smoothing import vasso_ema
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
     check_integer,
@@ -20,6 +18,8 @@ from optax_vasso.validation import (
     check_transformation,
     value_at,
 )
+from optax_vasso.ascent.perturb import sam_perturb
+from optax_vasso.ascent.smoothing import vasso_ema
 
 PyTree = Any
 
@@ -91,7 +91,8 @@ def collapse_guard(
       The second step near the loss of guessing is one too many here:
 
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import collapse_guard, sam_perturb
+      >>> from optax_vasso import sam_perturb
+      >>> from optax_vasso.ascent import collapse_guard
       >>> ascent = collapse_guard(
       ...     sam_perturb(0.5), ceiling=2.0, margin=0.25, patience=2, weight=1.0
       ... )

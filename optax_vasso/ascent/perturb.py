@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     broadcast_mask,
     check_hyperparameter,
     check_not_negative,
     check_params,
     check_state,
-    check_transformation,
     require_params,
     value_at,
 )
@@ -196,158 +195,6 @@ def fisher_perturb(
         return _diagonal_direction(numerics.widen_tree(updates), scales, radius)
 
     return _perturb(rho, perturbation)
-
-
-def per_layer(
-    ascent: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Run an ascent chain on every leaf by itself.
-
-    ``per_layer(sam_perturb(rho))`` gives each leaf a perturbation of norm ρ, where
-    ``sam_perturb(rho)`` gives one to the tree.
-
-    Args:
-      ascent: any ascent chain. Its extra arguments are passed on as they are, but for
-        ``perturbation``, of which each leaf gets its own.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is that of ``ascent``
-      with a tree like the parameters in place of each leaf, one entry per layer.
-
-    Raises:
-      ValueError: if ascent is no transformation; at ``update``, if ``params`` is
-        missing.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from optax_vasso import per_layer, sam_perturb
-      >>> grads = {"bias": jnp.array([2.0]), "kernel": jnp.array([3.0, 4.0])}
-      >>> ascent = per_layer(sam_perturb(rho=0.1))
-      >>> perturbation, _ = ascent.update(grads, ascent.init(grads), grads)
-      >>> print(perturbation["bias"], perturbation["kernel"])
-      [0.1] [0.06 0.08]
-
-    References:
-      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2203.02714>`_, 2022, section 4.3.
-    """
-    check_transformation("ascent", ascent)
-    ascent = optax.with_extra_args_support(ascent)
-
-    # Optax finds buffers in a state where init puts params, so the state is one of the
-    # chain with trees in it and not a tree with a state of the chain at each leaf.
-    def stacked(states: list[PyTree], params: PyTree) -> PyTree:
-        layers: Any = jax.tree.structure(params)
-        inner: Any = jax.tree.structure(states[0])
-        columns = zip(*map(inner.flatten_up_to, states), strict=True)
-        return inner.unflatten([layers.unflatten(column) for column in columns])
-
-    def init_fn(params: PyTree) -> PyTree:
-        check_params(params)
-        leaves = jax.tree.leaves(params)
-        if not leaves:
-            return ascent.init(params)
-        return stacked([ascent.init(leaf) for leaf in leaves], params)
-
-    def update_fn(
-        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, PyTree]:
-        require_params(params, "per_layer")
-        layers: Any = jax.tree.structure(params)
-        leaves = jax.tree.leaves(params)
-        if not leaves:
-            return updates, state
-        inner: Any = jax.tree.structure(jax.eval_shape(ascent.init, leaves[0]))
-        columns = [layers.flatten_up_to(tree) for tree in inner.flatten_up_to(state)]
-        lagging = extra_args.pop("perturbation", None)
-        if lagging is None:
-            own: list[dict[str, Any]] = [{}] * len(leaves)
-        else:
-            own = [{"perturbation": e} for e in layers.flatten_up_to(lagging)]
-        parts, states = [], []
-        for i, update in enumerate(layers.flatten_up_to(updates)):
-            part, layer = None, inner.unflatten([column[i] for column in columns])
-            if update is not None:
-                part, layer = ascent.update(
-                    update, layer, leaves[i], **extra_args, **own[i]
-                )
-            parts.append(part)
-            states.append(layer)
-        return layers.unflatten(parts), stacked(states, params)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def masked_ascent(
-    ascent: optax.GradientTransformation, mask: Mask | None
-) -> optax.GradientTransformationExtraArgs:
-    """Perturb a part of the parameters only, such as LoRA adapters.
-
-    The chain sees that part alone: its norm is the one of the chosen leaves, and its
-    averages hold nothing for the others. This is not :func:`optax.masked`, which would
-    pass the gradient of the others on as their perturbation.
-
-    Args:
-      ascent: any ascent chain.
-      mask: a tree of booleans, a prefix of one, or a function of the parameters that
-        returns one, as in :func:`optax.masked`; ``None`` chooses every leaf.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose output is ``None`` where
-      the mask is ``False``; ``update`` needs ``params``.
-
-    Raises:
-      ValueError: if ascent is no transformation; at ``init`` and ``update``, if the
-        mask has another structure than the parameters or a leaf that is no boolean.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from optax_vasso import masked_ascent, sam_perturb
-      >>> grads = {"adapter": jnp.array([3.0, 4.0]), "frozen": jnp.ones(2)}
-      >>> ascent = masked_ascent(
-      ...     sam_perturb(rho=0.1), {"adapter": True, "frozen": False}
-      ... )
-      >>> perturbation, _ = ascent.update(grads, ascent.init(grads), grads)
-      >>> print(perturbation["adapter"], perturbation["frozen"])
-      [0.06 0.08] None
-    """
-    check_transformation("ascent", ascent)
-    ascent = optax.with_extra_args_support(ascent)
-    if mask is None:
-        return ascent
-
-    def select(params: PyTree, tree: PyTree, otherwise: Any) -> PyTree:
-        return jax.tree.map(
-            lambda chosen, node: node if chosen else otherwise,
-            broadcast_mask(mask, params),
-            tree,
-        )
-
-    def init_fn(params: PyTree) -> optax.OptState:
-        check_params(params)
-        return ascent.init(select(params, params, optax.MaskedNode()))
-
-    def update_fn(
-        updates: PyTree,
-        state: optax.OptState,
-        params: PyTree = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.OptState]:
-        require_params(params, "masked_ascent")
-        hidden = optax.MaskedNode()
-        if extra_args.get("perturbation") is not None:
-            extra_args["perturbation"] = select(
-                params, extra_args["perturbation"], hidden
-            )
-        perturbation, state = ascent.update(
-            select(params, updates, hidden),
-            state,
-            select(params, params, hidden),
-            **extra_args,
-        )
-        return select(params, perturbation, None), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _perturb(

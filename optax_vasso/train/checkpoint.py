@@ -25,8 +25,8 @@ try:
     import orbax.checkpoint as ocp
 except ImportError as error:
     raise ImportError(
-        "optax_vasso.checkpoint needs Orbax: run pip install '.[checkpoint]' in a "
-        "clone of optax_vasso."
+        "optax_vasso.train.checkpoint needs Orbax: run pip install '.[checkpoint]' in "
+        "a clone of optax_vasso."
     ) from error
 
 try:
@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows has no such locks.
     fcntl = None  # type: ignore[assignment]
 
-from optax_vasso.validation import is_key
+from optax_vasso._internal.checks import is_key
 
 PyTree = Any
 

@@ -1,9 +1,4 @@
-"""Meshes of devices: shardings of a train state, batches, and local ascent.
-
-Under :func:`jax.jit` the train step of :func:`optax_vasso.make_train_step` runs on any
-mesh. The functions here place state and batch on it, and map the step over devices that
-each ascend on their own examples.
-"""
+"""Mapped axes: one perturbation for all devices, or one per group of examples."""
 
 from __future__ import annotations
 
@@ -15,164 +10,20 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from optax_vasso.gradients import GradientFn, GradientMaker, whole_batch
-from optax_vasso.losses import LossFn, as_canonical
-from optax_vasso.states import find_states, map_metrics
-from optax_vasso.train_step import (
-    Step,
-    TrainState,
-    build_train_step,
-    init_train_state,
-)
-from optax_vasso.two_gradients import SharpnessAwareState
-from optax_vasso.validation import check_integer, is_key, is_left_out
+from optax_vasso._internal.checks import check_integer
+from optax_vasso._internal.trees import find_states, map_metrics
+from optax_vasso.steps.two_gradients import SharpnessAwareState
+from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.losses import LossFn, as_canonical
+from optax_vasso.train.mesh import check_mesh_axis
+from optax_vasso.train.step import Step, TrainState, build_train_step, init_train_state
 
 PyTree = Any
-REPLICATED = P()
 # The fields of optimizer states that a local ascent has once for each group.
 _LOCAL = {
     jax.tree_util.GetAttrKey("ascent_state"),
     jax.tree_util.GetAttrKey("measure_states"),
 }
-
-
-def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
-    """Put a batch on a mesh, divided over one axis.
-
-    With several processes each passes its own examples, and the global batch is all of
-    them together.
-
-    Args:
-      batch: a tree of arrays with the examples in front.
-      mesh: the devices.
-      axis: the axis of the mesh that divides the batch.
-
-    Raises:
-      ValueError: if the mesh has no such axis, or its size does not divide the batch;
-        nothing has been moved then.
-    """
-    _check_mesh_axis(mesh, axis)
-    processes = jax.process_count()
-    for path, leaf in jax.tree.leaves_with_path(batch):
-        size = jnp.shape(leaf)[0] * processes if jnp.ndim(leaf) else None
-        if size is None or size % mesh.shape[axis]:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, which "
-                f"the {mesh.shape[axis]} devices of mesh axis {axis!r} do not divide: "
-                "change the batch or the mesh."
-            )
-    sharding = NamedSharding(mesh, P(axis))
-    if processes == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
-    )
-
-
-def fsdp_specs(params: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
-    """Specs that divide every parameter over an axis: fully sharded data parallelism.
-
-    Each leaf is divided along its largest dimension that the axis divides; a leaf
-    that has none is kept whole on every device.
-
-    Args:
-      params: the parameters, or their shapes.
-      mesh: the devices.
-      axis: the axis of the mesh to divide over.
-
-    Raises:
-      ValueError: if the mesh has no such axis.
-    """
-    _check_mesh_axis(mesh, axis)
-    devices = mesh.shape[axis]
-
-    def spec(leaf: Any) -> P:
-        sizes = [(size, -i) for i, size in enumerate(leaf.shape) if size % devices == 0]
-        if not sizes or max(sizes)[0] == 0:
-            return P()
-        dimension = -max(sizes)[1]
-        return P(*(axis if i == dimension else None for i in range(dimension + 1)))
-
-    return jax.tree.map(spec, params)
-
-
-def state_shardings(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    specs: PyTree = REPLICATED,
-) -> TrainState:
-    """A sharding for every array of a train state.
-
-    What the optimizer keeps for each parameter, such as the averages of the ascent
-    chain and the moments of the base optimizer, is divided as the parameters are, also
-    inside of :func:`optax.partition` and :func:`optax.masked`; the rest is replicated.
-
-    Args:
-      state: the train state, or its shapes.
-      optimizer: the optimizer whose state is in it: :func:`optax.tree.map_params` asks
-        it which arrays belong to parameters.
-      mesh: the devices.
-      specs: a tree of :class:`jax.sharding.PartitionSpec` like the parameters, as
-        :func:`fsdp_specs` makes it, or one for all of them.
-
-    Raises:
-      ValueError: if specs has another structure than the parameters, or a spec does
-        not fit its parameter.
-    """
-    structure: Any = jax.tree.structure(state.params)
-    if _is_spec(specs):
-        specs = jax.tree.map(lambda _: specs, state.params)
-    if jax.tree.structure(specs, is_leaf=_is_spec) != structure:
-        raise ValueError(
-            "specs has another tree structure than the parameters: "
-            f"{jax.tree.structure(specs, is_leaf=_is_spec)} against {structure}."
-        )
-    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=_is_spec)
-    for (path, leaf), sharding in zip(
-        jax.tree.leaves_with_path(state.params), jax.tree.leaves(shardings), strict=True
-    ):
-        try:
-            sharding.shard_shape(jnp.shape(leaf))
-        except (ValueError, IndexError) as error:
-            raise ValueError(
-                f"specs{jax.tree_util.keystr(path)}: {sharding.spec} does not fit a "
-                f"parameter of shape {jnp.shape(leaf)} on {mesh.shape}: {error}"
-            ) from error
-
-    whole = NamedSharding(mesh, P())
-    known = optax.tree.map_params(
-        optimizer,
-        lambda leaf, sharding: leaf if is_left_out(leaf) else sharding,
-        state.opt_state,
-        shardings,
-        is_leaf=is_left_out,
-    )
-    return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, NamedSharding) else whole,
-        state._replace(params=shardings, opt_state=known),
-    )
-
-
-def shard_state(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    specs: PyTree = REPLICATED,
-) -> TrainState:
-    """Put a train state on a mesh, divided as :func:`state_shardings` says.
-
-    With several processes, each passes the same whole state and keeps its part.
-    """
-
-    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-        if is_key(leaf):
-            # JAX puts a typed key on devices of this process only, its data on all.
-            data = jax.device_put(jax.random.key_data(leaf), sharding)
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, sharding)
-
-    return jax.tree.map(put, state, state_shardings(state, optimizer, mesh, specs))
 
 
 def init_local_state(
@@ -192,8 +43,8 @@ def init_local_state(
 
     Args:
       params: initial parameters.
-      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.average_over` in
-        its base.
+      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
+        in its base.
       groups: the number of groups that each ascend on their own examples; with a mesh,
         the size of its axis.
       mesh: the devices, if there are several.
@@ -218,7 +69,7 @@ def init_local_state(
             f"vasso(optax.chain(average_over({axis!r}), optax.sgd(0.1)))."
         )
     if mesh is not None:
-        _check_mesh_axis(mesh, axis)
+        check_mesh_axis(mesh, axis)
         if mesh.shape[axis] != groups:
             raise ValueError(
                 f"groups is {groups}, but mesh axis {axis!r} has {mesh.shape[axis]} "
@@ -253,8 +104,8 @@ def make_local_train_step(
 
     Args:
       loss_fn: as in :func:`optax_vasso.make_train_step`; it is given one part.
-      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.average_over` of
-        this axis first in its base.
+      optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
+        of this axis first in its base.
       mesh: the devices, or ``None`` for groups on one device.
       axis: the axis over which the batch is divided.
       has_aux: as in :func:`optax_vasso.make_train_step`.
@@ -271,7 +122,7 @@ def make_local_train_step(
         do not divide the batch.
     """
     if mesh is not None:
-        _check_mesh_axis(mesh, axis)
+        check_mesh_axis(mesh, axis)
     step = build_train_step(
         as_canonical(loss_fn, has_aux),
         optimizer,
@@ -396,7 +247,7 @@ def average_over(axis_name: str) -> optax.GradientTransformation:
 
     Args:
       axis_name: the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
-        :func:`optax_vasso.make_local_train_step`.
+        :func:`optax_vasso.train.make_local_train_step`.
     """
 
     def init_fn(params: PyTree) -> AverageOverState:
@@ -437,14 +288,6 @@ def _mean_of_floats(tree: PyTree, axis_name: str) -> PyTree:
     )
 
 
-def _check_mesh_axis(mesh: Mesh, axis: str) -> None:
-    if axis not in mesh.shape:
-        raise ValueError(
-            f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name "
-            "one of these, or make a mesh that has it."
-        )
-
-
 def _check_groups(batch: PyTree, groups: int) -> None:
     for path, leaf in jax.tree.leaves_with_path(batch):
         size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
@@ -454,10 +297,6 @@ def _check_groups(batch: PyTree, groups: int) -> None:
                 f"{groups} groups of a local ascent do not divide: change one of the "
                 "two."
             )
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, P)
 
 
 def _map_local(on_local: Any, on_shared: Any, state: PyTree) -> PyTree:

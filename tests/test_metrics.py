@@ -13,8 +13,7 @@ from hypothesis import given, strategies as st
 from problems import flat, random_tree, run_chain
 
 import optax_vasso as ov
-from optax_vasso import tracking
-from optax_vasso.tracking import Measure, Seen, track
+from optax_vasso.metrics import Measure, Seen, track
 
 SEEDS = st.integers(0, 1000)
 
@@ -49,8 +48,10 @@ def measured(transform, steps):
     return state.metrics
 
 
-STABILITY = track(tracking.stability)
-EVERYTHING = track(tracking.perturbation_norm, tracking.grad_norm, tracking.cosine)
+STABILITY = track(ov.metrics.stability)
+EVERYTHING = track(
+    ov.metrics.perturbation_norm, ov.metrics.grad_norm, ov.metrics.cosine
+)
 
 
 def cosine(a, b):
@@ -94,7 +95,7 @@ def test_stability_is_zero_for_a_constant_adversary_and_two_for_a_flipped_one():
 def test_complex_perturbations_count_by_their_modulus():
     trees = [random_tree(i, ["c8"]) for i in range(4)]
     whole = measured(
-        track(tracking.perturbation_norm, tracking.cosine, tracking.stability),
+        track(ov.metrics.perturbation_norm, ov.metrics.cosine, ov.metrics.stability),
         [Seen(*trees), Seen(*trees[::-1])],
     )
     e, g = (np.concatenate([z.real, z.imag]) for z in map(flat, (trees[2], trees[1])))
@@ -113,7 +114,7 @@ def test_arrival_is_what_rounding_leaves_of_the_perturbation(dtype):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(2000), dtype)
     e = jnp.asarray(3e-3 * rng.standard_normal(2000), dtype)
-    metrics = measured(track(tracking.arrival), [Seen(x, e, e, e)])
+    metrics = measured(track(ov.metrics.arrival), [Seen(x, e, e, e)])
     moved = flat(x + e) - flat(x)
     assert float(metrics["arrival"]) == pytest.approx(cosine(moved, flat(e)), abs=1e-3)
     assert (float(metrics["arrival"]) > 0.999) == (dtype == "f4")
@@ -122,7 +123,7 @@ def test_arrival_is_what_rounding_leaves_of_the_perturbation(dtype):
 def test_a_running_mean_has_no_bias_at_its_start():
     steps = [seen_of(seed) for seed in range(4)]
     norms = [np.linalg.norm(flat(seen.grads)) for seen in steps]
-    metrics = measured(track(tracking.running_mean(tracking.grad_norm, 0.8)), steps)
+    metrics = measured(track(ov.metrics.running_mean(ov.metrics.grad_norm, 0.8)), steps)
     weights = 0.8 ** np.arange(4)[::-1]
     expected = np.average(norms, weights=weights)
     assert float(metrics["mean_grad_norm"]) == pytest.approx(expected, rel=1e-5)
@@ -156,7 +157,9 @@ def trained(optimizer, steps=3):
 def test_a_lagged_optimizer_is_measured_at_the_perturbation_of_its_gradient():
     """ε_{t−1}: none at the first step, and x_t as the parameters."""
     base = optax.chain(
-        track(tracking.perturbation_norm, tracking.cosine, x=lambda seen: seen.params),
+        track(
+            ov.metrics.perturbation_norm, ov.metrics.cosine, x=lambda seen: seen.params
+        ),
         optax.sgd(0.1),
     )
     points, states = trained(ov.lagged_vasso(base, 0.3))
@@ -188,7 +191,7 @@ def test_what_is_not_perturbed_counts_nothing():
         assert float(metrics["cosine"]) == pytest.approx(5 / 27**0.5, rel=1e-5)
 
 
-DEFAULTS = (tracking.perturbation_norm, tracking.cosine)
+DEFAULTS = (ov.metrics.perturbation_norm, ov.metrics.cosine)
 
 
 def test_by_default_the_norm_and_the_cosine_are_measured():
@@ -214,7 +217,7 @@ def test_measures_of_ones_own_by_their_names():
 
 def test_every_k_steps_measures_on_those_and_keeps_the_numbers_in_between():
     steps = [seen_of(seed) for seed in range(5)]
-    transform = track(tracking.grad_norm, every=3)
+    transform = track(ov.metrics.grad_norm, every=3)
     for count, index in ((1, 0), (2, 0), (3, 0), (4, 3), (5, 3)):
         expected = np.linalg.norm(flat(steps[index].grads))
         metrics = measured(transform, steps[:count])
@@ -223,7 +226,7 @@ def test_every_k_steps_measures_on_those_and_keeps_the_numbers_in_between():
 
 def test_tracking_changes_nothing():
     plain = optax.sgd(0.1, momentum=0.9)
-    tracked = optax.chain(track(tracking.cosine, tracking.stability), plain)
+    tracked = optax.chain(track(ov.metrics.cosine, ov.metrics.stability), plain)
     for recipe in (ov.vasso, ov.evasso, ov.lagged_vasso):
         expected, _ = trained(recipe(plain))
         actual, _ = trained(recipe(tracked))
@@ -238,7 +241,7 @@ def test_track_arrival_passes_everything_on():
         return updates, state
 
     spy = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    optimizer = ov.track_arrival(ov.lagged_vasso(spy))
+    optimizer = ov.metrics.track_arrival(ov.lagged_vasso(spy))
     params = jnp.ones(2)
     optimizer.update(params, optimizer.init(params), params, temperature=300)
     assert seen[0]["temperature"] == 300
@@ -258,7 +261,8 @@ def test_the_chain_is_what_is_measured():
 def test_check_uphill_warns_where_the_mean_cosine_is_negative():
     """Steps that overshoot a valley from side to side: momentum_sam's sign is right."""
     base = optax.chain(
-        ov.track(tracking.running_mean(tracking.cosine, 0.5)), optax.sgd(1.9)
+        ov.metrics.track(ov.metrics.running_mean(ov.metrics.cosine, 0.5)),
+        optax.sgd(1.9),
     )
 
     def trained(optimizer):
@@ -270,9 +274,9 @@ def test_check_uphill_warns_where_the_mean_cosine_is_negative():
         return state
 
     with pytest.warns(RuntimeWarning, match="downhill: its mean cosine with the"):
-        ov.check_uphill(trained(ov.single_step_sam(base, rho=0.01)))
+        ov.metrics.check_uphill(trained(ov.single_step_sam(base, rho=0.01)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ov.check_uphill(trained(ov.momentum_sam(base, rho=0.01, momentum=0.0)))
+        ov.metrics.check_uphill(trained(ov.momentum_sam(base, rho=0.01, momentum=0.0)))
     with pytest.raises(ValueError, match="mean_cosine, which is not in this state"):
-        ov.check_uphill(ov.single_step_sam(optax.sgd(0.1)).init(jnp.ones(2)))
+        ov.metrics.check_uphill(ov.single_step_sam(optax.sgd(0.1)).init(jnp.ones(2)))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_accumulator_dtype,
     check_hyperparameter,

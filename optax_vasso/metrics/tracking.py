@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     check_hyperparameter,
     check_integer,
     check_state,
@@ -188,22 +188,22 @@ def track(
     """Measure the perturbation at each step, from inside the base optimizer.
 
     The updates pass unchanged. A measure costs what it computes: a norm or a cosine
-    reads the perturbation once more, :data:`~optax_vasso.tracking.stability` keeps a
+    reads the perturbation once more, :data:`~optax_vasso.metrics.stability` keeps a
     copy of the parameters,
     and a measure that needs ε after the second gradient keeps ε until then.
 
     Args:
-      *measures: functions of a :class:`~optax_vasso.tracking.Seen` that return a
+      *measures: functions of a :class:`~optax_vasso.metrics.Seen` that return a
         scalar (or another array of a fixed shape), known by their names, or
-        :class:`~optax_vasso.tracking.Measure`; by default
-        :func:`~optax_vasso.tracking.perturbation_norm` and
-        :func:`~optax_vasso.tracking.cosine`.
+        :class:`~optax_vasso.metrics.Measure`; by default
+        :func:`~optax_vasso.metrics.perturbation_norm` and
+        :func:`~optax_vasso.metrics.cosine`.
       every: measure at steps 0, ``every``, 2 ``every``, ..., and keep the numbers in
-        between. A :class:`~optax_vasso.tracking.Measure` sees those steps alone:
-        :data:`~optax_vasso.tracking.stability` compares ε with that of the last step
+        between. A :class:`~optax_vasso.metrics.Measure` sees those steps alone:
+        :data:`~optax_vasso.metrics.stability` compares ε with that of the last step
         that was measured. (Under :func:`jax.vmap` the
         measures are computed at every step.)
-      **named: more functions of a :class:`~optax_vasso.tracking.Seen`, such as
+      **named: more functions of a :class:`~optax_vasso.metrics.Seen`, such as
         closures, under these names.
 
     Returns:
@@ -219,8 +219,9 @@ def track(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from optax_vasso import track, vasso
-      >>> from optax_vasso.tracking import perturbation_norm, stability
+      >>> from optax_vasso import vasso
+      >>> from optax_vasso.metrics import track
+      >>> from optax_vasso.metrics import perturbation_norm, stability
       >>> base = optax.chain(track(perturbation_norm, stability), optax.sgd(0.1))
       >>> optimizer = vasso(base, rho=0.5)
       >>> params, grad_fn = jnp.array([3.0, 4.0]), lambda x: x
@@ -307,7 +308,7 @@ def _as_measure(
     if not callable(measure):
         raise ValueError(
             f"a measure must be a function of what was Seen, or a Measure, got "
-            f"{measure!r}: choose from optax_vasso.tracking, or write a function."
+            f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(
         name or measure.__name__, lambda params: (), lambda seen, _: (measure(seen), ())

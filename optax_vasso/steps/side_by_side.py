@@ -13,11 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.ascent import sam_perturb
-from optax_vasso.one_gradient import LaggedState, eval_params, lagged
-from optax_vasso.two_gradients import gradient_at
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
     check_not_negative,
@@ -26,6 +23,9 @@ from optax_vasso.validation import (
     require_params,
     value_at,
 )
+from optax_vasso.ascent.perturb import sam_perturb
+from optax_vasso.steps.one_gradient import LaggedState, eval_params, lagged
+from optax_vasso.steps.two_gradients import gradient_at
 
 PyTree = Any
 
@@ -76,7 +76,7 @@ class SampaState(NamedTuple):
       step: updates so far, an int32 scalar.
       gradient: ∇f(y_t), like the parameters; zero before the first step.
       lagged_state: the perturbation and the state of the base optimizer, a
-        :class:`optax_vasso.LaggedState`.
+        :class:`optax_vasso.steps.LaggedState`.
     """
 
     step: jax.Array

@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.extra_args import bind, ignore_ours
-from optax_vasso.gate import Gate, always, check_gate
-from optax_vasso.states import check_not_nested
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     check_integer,
     check_params,
     check_state,
@@ -22,6 +19,9 @@ from optax_vasso.validation import (
     require_params,
     tree_difference,
 )
+from optax_vasso._internal.extra_args import bind, ignore_ours
+from optax_vasso._internal.trees import check_not_nested
+from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
 # params -> grads, or params -> (value, grads) as jax.value_and_grad returns them.
@@ -38,8 +38,8 @@ class SharpnessAwareState(NamedTuple):
       metrics: of the last step, what costs nothing: ``ascended``, whether it descended
         on the perturbed gradient, a boolean scalar; and ``perturbed_loss``, the loss at
         x_t + ε_t, a float32 (under x64 float64) scalar, which is zero without an
-        ascent or if ``grad_fn`` returns no values. :func:`optax_vasso.track` measures
-        more.
+        ascent or if ``grad_fn`` returns no values. :func:`optax_vasso.metrics.track`
+        measures more.
     """
 
     ascent_state: optax.OptState
@@ -87,8 +87,8 @@ def sharpness_aware(
       optimizer: the base optimizer. Beside the extra arguments of ``update`` it
         receives ``clean_grads`` (g_t, like the parameters), ``ascended`` (R_t, a
         boolean scalar) and ``perturbation`` (ε_t, whole, also after several ascent
-        steps). The descent transforms and :func:`optax_vasso.track` read them; what
-        does not need them ignores them, as everywhere in Optax.
+        steps). The descent transforms and :func:`optax_vasso.metrics.track` read them;
+        what does not need them ignores them, as everywhere in Optax.
       ascent: a transformation whose output is added to the parameters.
       gate: when to ascend; by default :func:`optax_vasso.gate.always`.
       ascent_steps: gradients spent on the ascent, >= 1.
@@ -116,7 +116,7 @@ def sharpness_aware(
       >>> import optax
       >>> import optax_vasso as ov
       >>> optimizer = ov.sharpness_aware(
-      ...     optax.chain(ov.weighted_descent(gamma=0.7), optax.sgd(0.1)),
+      ...     optax.chain(ov.descent.weighted_descent(gamma=0.7), optax.sgd(0.1)),
       ...     optax.chain(ov.vasso_ema(theta=0.4), ov.sam_perturb(rho=0.1)),
       ...     gate=ov.gate.every(2),
       ... )

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso import numerics
-from optax_vasso.one_gradient import LaggedState
-from optax_vasso.states import collect_metrics
-from optax_vasso.validation import (
+from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import (
     check_state,
     check_transformation,
     is_left_out,
     require_params,
 )
+from optax_vasso._internal.trees import collect_metrics
+from optax_vasso.steps.one_gradient import LaggedState
 
 PyTree = Any
 
@@ -66,7 +66,8 @@ def track_arrival(
 
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from optax_vasso import lagged_vasso, track_arrival
+      >>> from optax_vasso import lagged_vasso
+      >>> from optax_vasso.metrics import track_arrival
       >>> optimizer = track_arrival(lagged_vasso(optax.sgd(0.0), rho=0.5))
       >>> params = jnp.array([3.0, 4.0])
       >>> state = optimizer.init(params)

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_vasso.losses import LossFn
-from optax_vasso.validation import check_hyperparameter, check_integer
+from optax_vasso._internal.checks import check_hyperparameter, check_integer
+from optax_vasso.train.losses import LossFn
 
 PyTree = Any
 GradientFn = Callable[..., tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
@@ -57,7 +57,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import microbatched, whole_batch
+      >>> from optax_vasso.train import microbatched, whole_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean((batch - params) ** 2), (model_state, ())
       >>> params, batch = jnp.zeros(()), jnp.arange(8.0)
@@ -142,7 +142,7 @@ def part_of_batch(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso import part_of_batch
+      >>> from optax_vasso.train import part_of_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean(batch * params), (model_state, ())
       >>> gradient = part_of_batch(0.25)(loss_fn)

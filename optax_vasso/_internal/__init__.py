@@ -1,0 +1,1 @@
+"""What the rooms share: numerics, checks, and ways to find things in trees."""

@@ -1,0 +1,24 @@
+"""From a gradient to a perturbation.
+
+An ascent chain is any :class:`optax.GradientTransformation` whose output is *added* to
+the parameters: filters of the gradient first, then one perturbation that gives the
+direction its length. What selects parameters or guards training wraps a whole chain.
+"""
+
+from __future__ import annotations
+
+from optax_vasso.ascent.guard import collapse_guard
+from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
+from optax_vasso.ascent.select import masked_ascent, per_layer
+from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
+
+__all__ = [
+    "asam_perturb",
+    "collapse_guard",
+    "fisher_perturb",
+    "friendly_noise",
+    "masked_ascent",
+    "per_layer",
+    "sam_perturb",
+    "vasso_ema",
+]

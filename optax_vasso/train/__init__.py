@@ -1,0 +1,34 @@
+"""A compiled train step, the examples its gradients are taken on, and many devices.
+
+:mod:`optax_vasso.train.checkpoint` needs Orbax, so it is imported by its full name.
+"""
+
+from __future__ import annotations
+
+from optax_vasso.train.batches import microbatched, on_batch, part_of_batch, whole_batch
+from optax_vasso.train.local import (
+    average_over,
+    init_local_state,
+    make_local_train_step,
+    synchronized,
+)
+from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
+from optax_vasso.train.step import TrainState, init_train_state, make_train_step
+
+__all__ = [
+    "TrainState",
+    "average_over",
+    "fsdp_specs",
+    "init_local_state",
+    "init_train_state",
+    "make_local_train_step",
+    "make_train_step",
+    "microbatched",
+    "on_batch",
+    "part_of_batch",
+    "shard_batch",
+    "shard_state",
+    "state_shardings",
+    "synchronized",
+    "whole_batch",
+]
