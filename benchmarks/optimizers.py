@@ -13,9 +13,9 @@ RHO, THETA = 0.05, 0.4
 BASE = optax.sgd(0.01, momentum=0.9)
 RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "SAM": lambda base: ov.sam(base, RHO),
-    "VaSSO": lambda base: ov.vasso(base, RHO, THETA),
-    "eVASSO, p = 0.3": lambda base: ov.evasso(base, RHO, THETA, probability=0.3),
-    "lagged VaSSO": lambda base: ov.lagged_vasso(base, RHO, THETA),
+    "VaSSO": lambda base: ov.vasso(base, RHO, theta=THETA),
+    "eVASSO, p = 0.3": lambda base: ov.evasso(base, RHO, theta=THETA, probability=0.3),
+    "lagged VaSSO": lambda base: ov.lagged_vasso(base, RHO, theta=THETA),
     "single-step SAM": lambda base: ov.single_step_sam(base, RHO),
     "Momentum-SAM": lambda base: ov.momentum_sam(base, RHO),
     "Friendly SAM": lambda base: ov.friendly_sam(base, RHO),

@@ -38,9 +38,11 @@ AGREES = 2e-4  # relative difference of the losses, float32 in another order
 OURS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "SGD: Optax": lambda base: base,
     "SAM: optax_vasso": lambda base: ov.sam(base, RHO),
-    "VaSSO: optax_vasso": lambda base: ov.vasso(base, RHO, THETA),
-    "Friendly SAM: optax_vasso": lambda base: ov.friendly_sam(base, RHO, 1.0, LMBDA),
-    "lagged VaSSO: optax_vasso": lambda base: ov.lagged_vasso(base, RHO, THETA),
+    "VaSSO: optax_vasso": lambda base: ov.vasso(base, RHO, theta=THETA),
+    "Friendly SAM: optax_vasso": lambda base: ov.friendly_sam(
+        base, RHO, sigma=1.0, lmbda=LMBDA
+    ),
+    "lagged VaSSO: optax_vasso": lambda base: ov.lagged_vasso(base, RHO, theta=THETA),
     **{f"SAM: {name}": make for name, make in OPTAX.items()},
 }
 # Which of ours a row is compared with, by what its name begins with.

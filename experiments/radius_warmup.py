@@ -63,7 +63,7 @@ def warmed_vasso() -> Any:
         def radius(step: Any) -> Any:
             return chosen["rho"] * jnp.minimum(1.0, (step + 1) / chosen["growing"])
 
-        return ov.vasso(base, radius, chosen["theta"])
+        return ov.vasso(base, radius, theta=chosen["theta"])
 
     vasso = harness.methods.METHODS["vasso"]
     growing = harness.methods.Range(1, 1e4)

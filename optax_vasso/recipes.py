@@ -1,9 +1,13 @@
-"""The methods of two gradients per step, each a few lines of composition.
+"""The methods of the papers, each a few lines of composition.
 
-Every recipe takes any Optax optimizer first and returns a transformation to use in its
-place. To change a part, copy the lines: they are all there is. The argument ``mask`` is
-the same everywhere: which leaves the adversary perturbs, as in
+Every recipe takes an Optax optimizer, then the radius, and returns a transformation to
+use in the optimizer's place. To change a method, copy the function's body; nothing else
+is involved. The argument ``mask`` chooses the leaves that are perturbed, as in
 :func:`optax_vasso.ascent.masked_ascent`; the optimizer trains what it always trains.
+
+First come the methods of two gradients per step or of a share of a second one, then
+those of one. Between the steps of the latter the loop's parameters are perturbed:
+evaluate :func:`optax_vasso.eval_params`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,24 @@ from optax_vasso.ascent.unbuffered import unbuffered_vasso
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 from optax_vasso.steps.one_gradient import lagged
 from optax_vasso.steps.two_gradients import sharpness_aware
+
+__all__ = [
+    "ae_sam",
+    "asam",
+    "auto_lagged_vasso",
+    "auto_vasso",
+    "evasso",
+    "fisher_sam",
+    "friendly_sam",
+    "gsam",
+    "lagged_vasso",
+    "looksam",
+    "momentum_sam",
+    "sam",
+    "single_step_sam",
+    "vasso",
+    "wsam",
+]
 
 
 def sam(
@@ -71,8 +93,8 @@ def sam(
 def vasso(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
-    theta: Hyperparameter = 0.4,
     *,
+    theta: Hyperparameter = 0.4,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -119,10 +141,10 @@ def vasso(
 def evasso(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
+    *,
     theta: Hyperparameter = 0.4,
     probability: Hyperparameter = 0.3,
     seed: int | jax.Array = 0,
-    *,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO on a random share of the steps: 1 + probability gradients per step.
@@ -170,9 +192,9 @@ def evasso(
 def friendly_sam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.2,
+    *,
     sigma: Hyperparameter = 1.0,
     lmbda: Hyperparameter = 0.6,
-    *,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -204,9 +226,9 @@ def friendly_sam(
 def asam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.5,
+    *,
     eta: Hyperparameter = 0.01,
     rescaled: Mask | None = None,
-    *,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM in proportion to the weights: ε = ρ T² g/‖T g‖, T = abs(x) + η.
@@ -233,8 +255,8 @@ def asam(
 def fisher_sam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
-    eta: Hyperparameter = 1.0,
     *,
+    eta: Hyperparameter = 1.0,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM in the metric of the diagonal Fisher information.
@@ -259,8 +281,8 @@ def fisher_sam(
 def gsam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
-    alpha: Hyperparameter = 0.3,
     *,
+    alpha: Hyperparameter = 0.3,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM that also descends the surrogate gap.
@@ -288,8 +310,8 @@ def gsam(
 def wsam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.05,
-    gamma: Hyperparameter = 0.9,
     *,
+    gamma: Hyperparameter = 0.9,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM with its sharpness weighed as a regularization term: weighted SAM.
@@ -318,9 +340,9 @@ def wsam(
 def looksam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
+    *,
     alpha: Hyperparameter = 0.7,
     k: int = 5,
-    *,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM every k steps, its slow component reused between: 1 + 1/k gradients per step.
@@ -364,9 +386,9 @@ def looksam(
 def ae_sam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.05,
+    *,
     threshold: Hyperparameter = 0.0,
     decay: Hyperparameter = 0.9,
-    *,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM on the batches whose gradient is large for its history.
@@ -396,10 +418,10 @@ def ae_sam(
 
 def auto_vasso(
     optimizer: optax.GradientTransformation,
-    ceiling: Hyperparameter,
     rho: Hyperparameter = 0.3,
-    theta: Hyperparameter = 0.4,
     *,
+    ceiling: Hyperparameter,
+    theta: Hyperparameter = 0.4,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -412,9 +434,9 @@ def auto_vasso(
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
+      rho: the largest radius, as in :func:`sam_perturb`.
       ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`:
         log C nats for the cross-entropy of C classes.
-      rho: the largest radius, as in :func:`sam_perturb`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
@@ -446,8 +468,8 @@ def auto_vasso(
 def lagged_vasso(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
-    theta: Hyperparameter = 0.4,
     *,
+    theta: Hyperparameter = 0.4,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -504,8 +526,8 @@ def lagged_vasso(
 def momentum_sam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 3.0,
-    momentum: float | jax.Array = 0.9,
     *,
+    momentum: float | jax.Array = 0.9,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -595,10 +617,10 @@ def single_step_sam(
 
 def auto_lagged_vasso(
     optimizer: optax.GradientTransformation,
-    ceiling: Hyperparameter,
     rho: Hyperparameter = 0.3,
-    theta: Hyperparameter = 0.4,
     *,
+    ceiling: Hyperparameter,
+    theta: Hyperparameter = 0.4,
     accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -610,8 +632,8 @@ def auto_lagged_vasso(
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
-      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
       rho: the largest radius, as in :func:`sam_perturb`.
+      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.

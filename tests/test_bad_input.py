@@ -49,8 +49,8 @@ HYPERPARAMETERS = {
             ov.sam_perturb,
             ov.asam_perturb,
             ov.fisher_perturb,
-            lambda rho: ov.auto_vasso(optax.sgd(0.1), 1.0, rho),
-            lambda rho: ov.auto_lagged_vasso(optax.sgd(0.1), 1.0, rho),
+            lambda rho: ov.auto_vasso(optax.sgd(0.1), ceiling=1.0, rho=rho),
+            lambda rho: ov.auto_lagged_vasso(optax.sgd(0.1), ceiling=1.0, rho=rho),
         )
     ],
     "ceiling": [

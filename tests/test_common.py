@@ -64,10 +64,10 @@ RECIPES = {
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
     "auto_vasso": lambda optimizer, rho=0.1: _with_a_loss(
-        ov.auto_vasso(optimizer, 2.0, rho)
+        ov.auto_vasso(optimizer, ceiling=2.0, rho=rho)
     ),
     "auto_lagged_buffered": lambda optimizer, rho=0.1: _with_a_loss(
-        ov.auto_lagged_vasso(optimizer, 2.0, rho)
+        ov.auto_lagged_vasso(optimizer, ceiling=2.0, rho=rho)
     ),
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("recipe", [ov.auto_vasso, ov.auto_lagged_vasso])
 def test_averages_may_be_wider_than_the_parameters(recipe, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), random_tree(0))
-    optimizer = recipe(optax.sgd(0.1), 2.0, accumulator_dtype=jnp.float32)
+    optimizer = recipe(optax.sgd(0.1), ceiling=2.0, accumulator_dtype=jnp.float32)
     state = optimizer.init(params)
     updates, after = optimizer.update(
         params, state, params, grad_fn=lambda x: x, value=1.0
@@ -50,7 +50,10 @@ def test_automatic_methods_are_their_parts(recipe, wrap):
         margin=0.15,
         patience=0,
     )
-    optimizers = recipe(optax.sgd(0.1), 2.0, 0.1, 0.3), wrap(optax.sgd(0.1), ascent)
+    optimizers = (
+        recipe(optax.sgd(0.1), 0.1, ceiling=2.0, theta=0.3),
+        wrap(optax.sgd(0.1), ascent),
+    )
     found = []
     for optimizer in optimizers:
         step = ov.make_train_step(lambda x, batch: jnp.sum(x**2) / 2, optimizer)

@@ -84,7 +84,7 @@ def train(optimizer, params=None, tilts=TILTS):
 
 
 def sgd_vasso():
-    return ov.vasso(optax.sgd(RATE), RHO, THETA)
+    return ov.vasso(optax.sgd(RATE), RHO, theta=THETA)
 
 
 @functools.cache
@@ -268,7 +268,7 @@ def test_per_layer():
 def test_inject_hyperparams_around_a_recipe():
     """ρ and θ, set between steps, are those of the next step; nothing is recompiled."""
     base = optax.chain(track(perturbation_norm), optax.sgd(RATE))
-    optimizer = optax.inject_hyperparams(ov.vasso)(base, RHO, THETA)
+    optimizer = optax.inject_hyperparams(ov.vasso)(base, RHO, theta=THETA)
 
     @jax.jit
     def step(params, state, tilt):
@@ -307,7 +307,7 @@ def test_schedules_are_read_at_the_step():
     """ρ and θ as functions of t: the first step is 0."""
     rho = optax.linear_schedule(0.2, 0.05, 3)
     theta = optax.linear_schedule(1.0, 0.1, 3)
-    points, _ = train(ov.vasso(optax.sgd(RATE), rho, theta))
+    points, _ = train(ov.vasso(optax.sgd(RATE), rho, theta=theta))
     # Of a step in int32, a schedule computes its value in float32, even under x64.
     expected, _ = vasso_by_hand(
         lambda step: rho(jnp.int32(step)), lambda step: theta(jnp.int32(step))
@@ -332,7 +332,7 @@ def test_a_schedule_under_a_gate_counts_every_step():
 
 @pytest.mark.parametrize(
     "make",
-    [sgd_vasso, lambda: ov.lagged_vasso(optax.sgd(RATE), RHO, THETA)],
+    [sgd_vasso, lambda: ov.lagged_vasso(optax.sgd(RATE), RHO, theta=THETA)],
     ids=["vasso", "lagged_vasso"],
 )
 def test_multi_steps(make):
@@ -400,7 +400,7 @@ def test_apply_if_finite_inside_guards_the_perturbed_gradient():
         return update(optimizer, params, state, grads=grads, grad_fn=grad_fn)
 
     around = optax.apply_if_finite(sgd_vasso(), 5)
-    inside = ov.vasso(optax.apply_if_finite(optax.sgd(RATE), 5), RHO, THETA)
+    inside = ov.vasso(optax.apply_if_finite(optax.sgd(RATE), 5), RHO, theta=THETA)
     assert np.isnan(length(one_step(around, grad(params), broken)[0]))
     assert length(one_step(inside, grad(params), broken)[0]) == 0
     _, state = one_step(inside, broken(params), grad)
@@ -441,7 +441,7 @@ def test_clip_by_global_norm_after_lagged_breaks_the_perturbation():
     """Its updates carry ε_t − ε_{t−1}, which must arrive whole: clip inside instead."""
     base = optax.sgd(RATE)
     clip = optax.clip_by_global_norm(1e-3)
-    points, state = train(optax.chain(ov.lagged_vasso(base, RHO, THETA), clip))
+    points, state = train(optax.chain(ov.lagged_vasso(base, RHO, theta=THETA), clip))
     moved = jax.tree.map(jnp.subtract, points[0], train(optax.chain(base, clip))[0][0])
     assert length(moved) < 0.1 * RHO
     assert length(optax.tree.get(state, "perturbation")) == pytest.approx(RHO)
@@ -501,7 +501,7 @@ def test_schedule_free(order):
 def test_schedule_free_inside_lagged():
     """Two companions in turn: first y from the perturbed point, then x from y."""
     optimizer = ov.lagged_vasso(
-        optax.contrib.schedule_free(optax.sgd(RATE), RATE), RHO, THETA
+        optax.contrib.schedule_free(optax.sgd(RATE), RATE), RHO, theta=THETA
     )
     points, state = train(optimizer)
     x = y = z = start()
@@ -549,7 +549,9 @@ def test_lookahead_with_two_gradients():
 
 def test_lookahead_around_lagged_averages_perturbed_points():
     """Slow parameters are those of y_t, within ρ of the average of x_t."""
-    optimizer = optax.lookahead(ov.lagged_vasso(optax.sgd(RATE), RHO, THETA), 1, 0.5)
+    optimizer = optax.lookahead(
+        ov.lagged_vasso(optax.sgd(RATE), RHO, theta=THETA), 1, 0.5
+    )
     params = optax.LookaheadParams.init_synced(start())
     state = optimizer.init(params)
     grads = grad(params.fast)
@@ -562,7 +564,7 @@ def test_lookahead_around_lagged_averages_perturbed_points():
 
 def test_tree_map_params_finds_the_averages():
     """A specification for each parameter becomes one for each of its buffers."""
-    optimizer = ov.vasso(optax.sgd(RATE, momentum=0.9), RHO, THETA)
+    optimizer = ov.vasso(optax.sgd(RATE, momentum=0.9), RHO, theta=THETA)
     state = optimizer.init(start())
     names = label(start(), ["norm", "kernel", "embedding"])
     specs = optax.tree.map_params(
@@ -581,7 +583,9 @@ def test_tree_map_params_finds_the_averages():
 
 def test_tree_get_finds_what_the_adversary_knows():
     base = optax.chain(track(perturbation_norm, stability), optax.sgd(RATE))
-    optimizer = optax.chain(optax.clip_by_global_norm(1e9), ov.vasso(base, RHO, THETA))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1e9), ov.vasso(base, RHO, theta=THETA)
+    )
     _, state = train(optimizer)
     directions = vasso_by_hand()[1]
     assert_close(optax.tree.get(state, "ema"), directions[-1], rtol=1e-10)

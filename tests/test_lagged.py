@@ -43,7 +43,7 @@ def test_lagged_follows_the_recursion_written_by_hand(buffered, theta, x64):
     optimizer = (
         ov.lagged(base, optax.chain(ov.vasso_ema(theta), ov.sam_perturb(rho)))
         if buffered
-        else ov.lagged_vasso(base, rho, theta)
+        else ov.lagged_vasso(base, rho, theta=theta)
     )
     start = jnp.asarray([1.0, -1.0, 0.5])
     points, clean = run(optimizer, start, 20)

@@ -84,11 +84,11 @@ def assert_follows(trained, evaluated, expected):
 
 
 def lagged():
-    return ov.lagged_vasso(optax.sgd(RATE), RHO, THETA)
+    return ov.lagged_vasso(optax.sgd(RATE), RHO, theta=THETA)
 
 
 def vasso():
-    return ov.vasso(optax.sgd(RATE), RHO, THETA)
+    return ov.vasso(optax.sgd(RATE), RHO, theta=THETA)
 
 
 def linen_state(tx):

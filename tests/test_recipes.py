@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_vasso as ov
+from optax_vasso import recipes
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -199,13 +200,13 @@ def test_a_recipe_is_its_formula(name):
 # and the sign of the perturbation.
 LAGGED = {
     "lagged_vasso": (
-        lambda o: ov.lagged_vasso(o, 0.3, 0.2),
+        lambda o: ov.lagged_vasso(o, 0.3, theta=0.2),
         lambda d, g: g if d is None else 0.8 * d + 0.2 * g,
         1,
     ),
     "single_step_sam": (lambda o: ov.single_step_sam(o, 0.3), lambda d, g: g, 1),
     "momentum_sam": (
-        lambda o: ov.momentum_sam(o, 0.3, 0.7),
+        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7),
         lambda d, g: g if d is None else 0.7 * d + g,
         -1,
     ),
@@ -266,15 +267,15 @@ def test_a_second_gradient_needs_grad_fn(optimizer):
 # Pairs of lagged optimizers that are one, as the docstrings say.
 SAME = {
     "lagged_vasso, theta = 1, is single_step_sam": (
-        lambda o: ov.lagged_vasso(o, 0.3, 1.0),
+        lambda o: ov.lagged_vasso(o, 0.3, theta=1.0),
         lambda o: ov.single_step_sam(o, 0.3),
     ),
     "the momentum that the perturbation carries is one of its own": (
-        lambda o: ov.momentum_sam(o, 0.3, 0.7),
-        lambda o: ov.momentum_sam(o, 0.3, 0.7, accumulator_dtype=jnp.float64),
+        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7),
+        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7, accumulator_dtype=jnp.float64),
     ),
     "momentum_sam follows the average of adam as well": (
-        lambda o: ov.momentum_sam(o, 0.3, 0.7),
+        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7),
         lambda o: ov.lagged(
             o,
             optax.chain(
@@ -299,9 +300,9 @@ def test_lagged_recipes_that_are_one(name):
 
 # Limits in which one recipe is another.
 LIMITS = {
-    "vasso, theta = 1, is sam": (lambda o: ov.vasso(o, 0.3, 1.0), "sam"),
+    "vasso, theta = 1, is sam": (lambda o: ov.vasso(o, 0.3, theta=1.0), "sam"),
     "evasso, probability = 1, is vasso": (
-        lambda o: ov.evasso(o, 0.3, 0.2, probability=1.0),
+        lambda o: ov.evasso(o, 0.3, theta=0.2, probability=1.0),
         "vasso",
     ),
     "friendly_sam, sigma = 0, is sam": (
@@ -364,30 +365,20 @@ DEFAULTS = {
 
 
 def test_defaults():
-    """Also the order of the arguments, by which people pass them."""
-    found = {}
-    for recipe in DEFAULTS:
-        first, *others = inspect.signature(recipe).parameters.values()
-        assert (first.name, first.default) == ("optimizer", inspect.Parameter.empty)
-        found[recipe] = {p.name: p.default for p in others}
-        assert [p.name for p in others if p.kind is p.KEYWORD_ONLY] == [
-            name for name in found[recipe] if name in ("accumulator_dtype", "mask")
-        ]
-    assert {recipe: list(d.items()) for recipe, d in found.items()} == {
-        recipe: list((d | OPTIONS).items()) for recipe, d in DEFAULTS.items()
-    }
+    """The optimizer first, then the radius; everything behind them by its name."""
+    for recipe, defaults in DEFAULTS.items():
+        optimizer, rho, *others = inspect.signature(recipe).parameters.values()
+        assert (optimizer.name, optimizer.default) == ("optimizer", optimizer.empty)
+        assert rho.name == "rho"
+        assert {p.kind for p in others} == {inspect.Parameter.KEYWORD_ONLY}
+        assert {p.name: p.default for p in (rho, *others)} == defaults | OPTIONS
 
 
-def test_every_recipe_is_in_the_tables():
-    """Recipes are the public functions that take an optimizer and a radius."""
-    recipes = {
-        value
-        for name in ov.__all__
-        if inspect.isfunction(value := getattr(ov, name))
-        and list(inspect.signature(value).parameters)[:2] == ["optimizer", "rho"]
-    }
-    assert recipes == DEFAULTS.keys()
-    assert {recipe.__name__ for recipe in recipes} <= {*FORMULAS, *LAGGED}
+def test_every_recipe_is_in_the_table():
+    automatic = {"auto_vasso", "auto_lagged_vasso"}  # their ceiling has no default
+    named = {recipe.__name__ for recipe in DEFAULTS}
+    assert named | automatic == set(recipes.__all__)
+    assert set(recipes.__all__) <= set(ov.__all__)
 
 
 @pytest.mark.parametrize("recipe", DEFAULTS)

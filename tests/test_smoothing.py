@@ -166,7 +166,7 @@ def test_the_unbuffered_average_is_the_buffered_one(theta, x64):
     buffered = optax.chain(ov.vasso_ema(theta), ov.sam_perturb(0.3))
     for optimizer in (
         ov.lagged(optax.sgd(0.1), buffered),
-        ov.lagged_vasso(optax.sgd(0.1), 0.3, theta),
+        ov.lagged_vasso(optax.sgd(0.1), 0.3, theta=theta),
     ):
 
         @jax.jit
@@ -186,7 +186,7 @@ def test_the_unbuffered_average_starts_again_where_there_was_no_perturbation():
     warmup = optax.join_schedules(
         [optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [2]
     )
-    optimizer = ov.lagged_vasso(optax.sgd(0.0), warmup, 0.2)
+    optimizer = ov.lagged_vasso(optax.sgd(0.0), warmup, theta=0.2)
     params = [jnp.zeros(2)]
     state = optimizer.init(params)
     steps = [[jnp.asarray([1.0, 0.0])], [jnp.asarray([1.0, 0.0])]]

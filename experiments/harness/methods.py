@@ -126,7 +126,7 @@ METHODS = {
         "D",
         2,
         {"rho": RHO, "lmbda": Range(0.3, 0.95, least=0.0, most=0.99, linear=True)},
-        lambda b, h, s: ov.friendly_sam(b, h["rho"], 1.0, h["lmbda"]),
+        lambda b, h, s: ov.friendly_sam(b, h["rho"], sigma=1.0, lmbda=h["lmbda"]),
     ),
     "vasso": Method(
         "VaSSO",
@@ -134,7 +134,7 @@ METHODS = {
         "^",
         2,
         {"rho": RHO, "theta": THETA},
-        lambda b, h, s: ov.vasso(b, h["rho"], h["theta"]),
+        lambda b, h, s: ov.vasso(b, h["rho"], theta=h["theta"]),
     ),
     "evasso": Method(
         "eVASSO, p = 0.5",
@@ -142,7 +142,9 @@ METHODS = {
         "v",
         1.5,
         {"rho": RHO._replace(high=2.5), "theta": THETA},
-        lambda b, h, s: ov.evasso(b, h["rho"], h["theta"], 0.5, s),
+        lambda b, h, s: ov.evasso(
+            b, h["rho"], theta=h["theta"], probability=0.5, seed=s
+        ),
     ),
     "asam": Method(
         "ASAM",
@@ -158,7 +160,7 @@ METHODS = {
         "X",
         2,
         {"rho": RHO, "alpha": Range(0.03, 1.0, least=1e-3)},
-        lambda b, h, s: ov.gsam(b, h["rho"], h["alpha"]),
+        lambda b, h, s: ov.gsam(b, h["rho"], alpha=h["alpha"]),
     ),
     "lagged_vasso": Method(
         "lagged VaSSO",
@@ -166,7 +168,7 @@ METHODS = {
         "*",
         1,
         {"rho": RHO, "theta": THETA},
-        lambda b, h, s: ov.lagged_vasso(b, h["rho"], h["theta"]),
+        lambda b, h, s: ov.lagged_vasso(b, h["rho"], theta=h["theta"]),
     ),
     "auto_vasso": Method(
         "automatic VaSSO",
@@ -174,7 +176,7 @@ METHODS = {
         "d",
         2,
         {},
-        lambda b, h, s: ov.auto_vasso(b, h["guessing"]),
+        lambda b, h, s: ov.auto_vasso(b, ceiling=h["guessing"]),
     ),
     "auto_lagged_vasso": Method(
         "automatic lagged VaSSO",
@@ -182,7 +184,7 @@ METHODS = {
         "p",
         1,
         {},
-        lambda b, h, s: ov.auto_lagged_vasso(b, h["guessing"]),
+        lambda b, h, s: ov.auto_lagged_vasso(b, ceiling=h["guessing"]),
     ),
     "momentum_sam": Method(
         "Momentum-SAM",

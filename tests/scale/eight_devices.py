@@ -30,11 +30,11 @@ PARAMS = {
 BATCHES = [(RNG.normal(size=(32, 8)), RNG.normal(size=(32, 8))) for _ in range(STEPS)]
 BASE = optax.sgd(0.1, momentum=0.9)
 RECIPES = {
-    "vasso": ov.vasso(BASE, 0.1, 0.4),
+    "vasso": ov.vasso(BASE, 0.1, theta=0.4),
     "friendly": ov.friendly_sam(BASE, 0.1),
     "evasso": ov.evasso(BASE, 0.1, probability=0.5),
-    "lagged": ov.lagged_vasso(BASE, 0.1, 0.4),
-    "adam": ov.vasso(optax.adamw(0.01), 0.1, 0.4),
+    "lagged": ov.lagged_vasso(BASE, 0.1, theta=0.4),
+    "adam": ov.vasso(optax.adamw(0.01), 0.1, theta=0.4),
 }
 RESULTS: dict[str, float] = {}
 
@@ -183,7 +183,9 @@ def loop_over_shards():
 
 def local(vasso):
     reference = loop_over_shards()
-    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE), 0.1, 0.4)
+    optimizer = ov.vasso(
+        optax.chain(ov.train.average_over("data"), BASE), 0.1, theta=0.4
+    )
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         state = initial(optimizer, ov.train.init_local_state, groups=8, mesh=mesh)
