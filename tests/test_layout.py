@@ -71,3 +71,8 @@ def test_no_module_imports_itself_in_a_circle(package):
 
     for name in arrows:
         visit(name, [])
+
+
+@pytest.mark.parametrize("module", [n for n, _ in modules("optax_vasso") if "." in n])
+def test_every_module_is_in_the_table_of_rooms(module):
+    assert f"`{module.split('.')[-1]}" in (ROOT / "CONTRIBUTING.md").read_text()
