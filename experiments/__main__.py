@@ -1,6 +1,8 @@
-"""List the experiments: every module of this package that can be run."""
+"""``python -m experiments NAME`` runs an experiment; without a name it lists them."""
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 
 
@@ -15,12 +17,19 @@ def runnable() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Print them."""
-    print("Run one with python -m experiments.NAME; --help says what it can do.\n")
-    for name, line in runnable().items():
+def main(arguments: list[str]) -> None:
+    """Run the experiment that is named, or list them all."""
+    names = runnable()
+    if arguments and arguments[0] in names:
+        sys.argv = arguments
+        runpy.run_module(f"experiments.{arguments[0]}", run_name="__main__")
+        return
+    if arguments and arguments[0] not in ("-h", "--help"):
+        sys.exit(f"No experiment {arguments[0]!r}: choose from {', '.join(names)}.")
+    print("Run one with python -m experiments NAME; --help says what it can do.\n")
+    for name, line in names.items():
         print(f"  {name:<24} {line}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -5,6 +5,8 @@ equal gradients and at equal epochs. A unit is saved when it is finished and nev
 again, so the run may be stopped and resumed at any time.
 """
 
+import argparse
+import math
 import statistics
 import textwrap
 import time
@@ -65,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with harness.progress.over("evidence", left) as progress:
             for unit in missing:
-                if time.monotonic() - began > 60 * options.minutes:
+                if time.monotonic() - began > 60 * getattr(
+                    options, "minutes", math.inf
+                ):
                     break
                 with harness.progress.part_of(progress, estimates[unit] * pace):
                     do(options, *unit, plan)
@@ -87,8 +91,8 @@ def parsed(arguments: list[str] | None) -> Any:
     parser.add_argument(
         "--minutes",
         type=command_line.positive_number,
-        default=1e6,
-        help="begin no unit after so long",
+        default=argparse.SUPPRESS,
+        help="begin no unit after so long (default: finish all)",
     )
     parser.add_argument(
         "--list", action="store_true", help="say what is finished, and do nothing"
@@ -213,7 +217,8 @@ def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:
         content["unit_seconds"] = {m: unit["unit_seconds"] for m, unit in found.items()}
         for budget in ("gradients", "epochs") if task in show else ():
             title = f"{tasks.TITLES[task]}, {options.seeds} seeds, equal {budget}"
-            harness.tables.show(title, *harness.tables.cells(content[budget]))
+            lines = harness.tables.summary_cells(content[budget])
+            harness.tables.show(title, *lines)
         summary[task] = content
     done = sum(len(content["gradients"]) for content in summary.values())
     size = sum(

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import harness
 from experiments.harness import command_line
-from experiments.label_noise import PICKED, TASK
+from experiments.label_noise import TASK, picked
 
 METHODS = ("sgd", "sam", "vasso", "lagged_vasso")
 RADIUS = 0.1  # of the ball in which all solutions are compared
@@ -98,14 +98,15 @@ def watched(name: str) -> tuple[Any, dict[str, float]]:
 
     import optax_vasso as ov
 
+    tuned = picked("gradients")
     if name == "sgd":
-        return harness.methods.METHODS[name], PICKED[name]
+        return harness.methods.METHODS[name], tuned[name]
     vasso = harness.methods.METHODS["lagged_vasso" if "lagged" in name else "vasso"]
     label = {"sam": "SAM", "smoothed": f"VaSSO at SAM's ρ, θ = {SMOOTHING}"}.get(
         name, vasso.label
     )
     theta = {"sam": 1.0, "smoothed": SMOOTHING}.get(name)
-    chosen = PICKED[name] if theta is None else PICKED["sam"] | {"theta": theta}
+    chosen = tuned[name] if theta is None else tuned["sam"] | {"theta": theta}
 
     def make(base: Any, hyperparameters: Any, seed: Any) -> Any:
         tracked = optax.chain(ov.metrics.track(ov.metrics.stability), base)

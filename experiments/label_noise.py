@@ -12,48 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from experiments import harness
-from experiments.harness import command_line
+from experiments.evidence import PUBLISHED
+from experiments.harness import command_line, files
 
 TASK = "digits-75"
-# What the evidence picked at equal gradients.
-PICKED = {
-    "sgd": {"learning_rate": 0.119, "weight_decay": 0.00671},
-    "sam": {"learning_rate": 0.0455, "weight_decay": 0.00581, "rho": 0.0808},
-    "friendly_sam": {
-        "learning_rate": 0.11,
-        "weight_decay": 0.00266,
-        "rho": 0.461,
-        "lmbda": 0.99,
-    },
-    "vasso": {
-        "learning_rate": 0.0834,
-        "weight_decay": 0.00706,
-        "rho": 0.0872,
-        "theta": 0.433,
-    },
-    "lagged_vasso": {
-        "learning_rate": 0.0182,
-        "weight_decay": 0.00731,
-        "rho": 0.192,
-        "theta": 0.437,
-    },
-}
-# And at equal epochs, where it is another trial.
-PICKED_AT_EQUAL_EPOCHS = PICKED | {
-    "sam": {"learning_rate": 0.0523, "weight_decay": 0.00791, "rho": 0.0224},
-    "friendly_sam": {
-        "learning_rate": 0.136,
-        "weight_decay": 0.00282,
-        "rho": 0.358,
-        "lmbda": 0.89,
-    },
-}
+# The others of the evidence run if they are named.
+DEFAULT = ("sgd", "sam", "friendly_sam", "vasso", "lagged_vasso")
+
+
+def picked(budget: str) -> dict[str, dict[str, float]]:
+    """The hyperparameters that the evidence picked for each method at a budget."""
+    found = files.read_json(PUBLISHED / "evidence.json")
+    if found is None:
+        raise FileNotFoundError(PUBLISHED / "evidence.json")
+    rows = found["tasks"][TASK][budget]
+    return {name: row["hyperparameters"] for name, row in rows.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, print, write."""
     parser = command_line.experiment_parser(
-        "label_noise", __doc__, seeds=24, methods=PICKED
+        "label_noise",
+        __doc__,
+        seeds=24,
+        methods=picked("gradients"),
+        default_methods=DEFAULT,
     )
     parser.add_argument(
         "--budget",
@@ -69,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     task = tasks.load(TASK)
     if options.smoke:
         task = task._replace(epochs=6)
-    picked = PICKED if options.budget == "gradients" else PICKED_AT_EQUAL_EPOCHS
+    hyperparameters = picked(options.budget)
     methods = {name: harness.methods.METHODS[name] for name in options.methods}
     work = {
         name: options.seeds
@@ -86,14 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
                 trained = harness.training.train(
                     task,
                     method,
-                    [picked[method_name]] * options.seeds,
+                    [hyperparameters[method_name]] * options.seeds,
                     range(options.seeds),
                     epochs=harness.training.budget_epochs(task, method, options.budget),
                     test=True,
                     progress=progress,
                 )
                 rows[method_name] = harness.tables.row(
-                    task, method, picked[method_name], trained
+                    task, method, hyperparameters[method_name], trained
                 )
     finally:
         report(options, task, name, size, rows)
@@ -110,7 +93,7 @@ def report(options: Any, task: Any, name: str, size: int, rows: dict[str, Any]) 
     }
     if rows:
         title = f"{task.title}, {options.seeds} seeds, equal {options.budget}"
-        harness.tables.show(title, *harness.tables.cells(content["methods"]))
+        harness.tables.show(title, *harness.tables.summary_cells(content["methods"]))
     command_line.save(
         options,
         name,

@@ -183,9 +183,11 @@ def save(
         written += files.save(
             options.publish, name, content, size=size, finished=finished, draw=draw
         )
+    amount = f"{done} of {of} {unit}"
+    if finished:
+        amount = f"the {unit.removesuffix('s')}" if of == 1 else f"all {of} {unit}"
     print(
-        f"Saved {f'all {of}' if finished else f'{done} of {of}'} {unit}: "
-        f"{', '.join(map(str, written))}",
+        f"Saved {amount}: {', '.join(map(str, written))}",
         file=sys.stderr,
     )
 

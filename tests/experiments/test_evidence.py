@@ -65,11 +65,11 @@ def test_the_main_job_writes_numbers_and_a_figure(tmp_path, capsys):
     assert not (tmp_path / "label_noise.json").exists()
 
 
-@pytest.mark.parametrize(
-    "picked", [label_noise.PICKED, label_noise.PICKED_AT_EQUAL_EPOCHS]
-)
-def test_the_main_job_has_all_that_is_searched_of_every_method(picked):
+@pytest.mark.parametrize("budget", ["gradients", "epochs"])
+def test_the_main_job_has_all_that_is_searched_of_every_method(budget):
     from experiments.harness.methods import METHODS
 
+    picked = label_noise.picked(budget)
+    assert set(label_noise.DEFAULT) <= set(picked)
     for name, hyperparameters in picked.items():
         assert list(hyperparameters) == list(METHODS[name].space)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import batch_size, evidence, flatness, label_noise
-from experiments.__main__ import runnable
+from experiments.__main__ import main as experiments_main, runnable
 from experiments.harness import command_line, progress
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,16 @@ def test_experiments_are_listed_with_what_they_are_for():
     found = runnable()
     assert {"label_noise", "evidence"} <= set(found)
     assert all(line.endswith((".", "?")) for line in found.values())
+
+
+def test_an_experiment_runs_by_its_name(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="No experiment 'labels': choose from"):
+        experiments_main(["labels"])
+    ran = []
+    monkeypatch.setattr(runpy, "run_module", lambda *args, **kw: ran.append((args, kw)))
+    experiments_main(["label_noise", "--seeds", "2"])
+    assert ran == [(("experiments.label_noise",), {"run_name": "__main__"})]
+    assert sys.argv == ["label_noise", "--seeds", "2"]
 
 
 def test_lines_say_how_much_is_done_and_how_long_it_will_take(monkeypatch, capsys):
