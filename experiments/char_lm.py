@@ -151,7 +151,6 @@ def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:
         "hyperparameters": point,
         "epochs": int(trained.steps[-1]),
         "gradients": float(trained.gradients.mean()),
-        "seconds": round(trained.seconds, 2),
         "last": statistics.summary(trained.test[:, -1], 0),
         "picked": statistics.summary(picked, 0),
         "training": statistics.summary(trained.training, 0),
@@ -175,7 +174,7 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; losses in nats per character."""
     tables, describe = harness.tables, harness.methods.describe
     known = [name for name in ("adamw", "sam") if name in rows]
-    header = ["method", "hyperparameters", "steps", "gradients", "seconds"]
+    header = ["method", "hyperparameters", "steps", "gradients"]
     header += ["test loss (nats)", "quartiles", "collapsed", "training loss (nats)"]
     for name in known:
         header += [f"− {rows[name]['label']}", "p (Holm)"]
@@ -183,7 +182,7 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for found in rows.values():
         last = found["last"]
         line = [found["label"], describe(found["hyperparameters"])]
-        line += [f"{found[key]:.0f}" for key in ("epochs", "gradients", "seconds")]
+        line += [f"{found[key]:.0f}" for key in ("epochs", "gradients")]
         line += [tables.mean_and_error(last, 3)]
         line += [f"{last['lower_quartile']:.3f} to {last['upper_quartile']:.3f}"]
         line += [f"{last['collapsed']} of {len(last['values'])}"]

@@ -121,7 +121,6 @@ def compare(
         rows[name] = {
             "label": tested[0]["label"],
             "gradients": float(np.mean([row["gradients"] for row in tested])),
-            "seconds": float(np.mean([row["seconds"] for row in tested])),
             "average": average,
             "picked": harness.statistics.summary(
                 np.mean([row["picked"]["values"] for row in tested], axis=0), 0

@@ -5,7 +5,6 @@ of the run's own steps and falls to 0 along a half cosine.
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +35,6 @@ class Trained(NamedTuple):
       test: (trainings, evaluations); ``None`` unless it was asked for.
       training: (trainings,), at the end, on some of the training text; like ``test``.
       gradients: (trainings,), as counted.
-      seconds: per training, with all devices at work, without the call that compiles.
     """
 
     steps: np.ndarray
@@ -44,7 +42,6 @@ class Trained(NamedTuple):
     test: np.ndarray | None
     training: np.ndarray | None
     gradients: np.ndarray
-    seconds: float
 
 
 def base(hyperparameters: Hyperparameters, steps: Any) -> optax.GradientTransformation:
@@ -94,7 +91,6 @@ def train(
     }
     text = jnp.asarray(corpus.text["training"], jnp.int32)
     found: list[dict[str, np.ndarray]] = []
-    seconds, timed = 0.0, 0
     for begin in range(0, len(seeds), size):
         some = seeds[begin : begin + size]
         points = hyperparameters[begin : begin + size]
@@ -113,15 +109,12 @@ def train(
         carry = jax.block_until_ready(start(rows))
         history: dict[str, list[np.ndarray]] = {"validation": [], "test": []}
         for call in range(calls):
-            began = time.perf_counter()
             drawn = [
                 r.integers(0, len(text) - CONTEXT, (STEPS_PER_CALL, BATCH))
                 for r in random
             ]
             carry = run(text, carry, rows, place(np.array(drawn), size))
             jax.block_until_ready(carry)
-            if call or begin:
-                seconds, timed = seconds + time.perf_counter() - began, timed + 1
             for split, values in history.items():
                 if test or (split == "validation" and call == calls - 1):
                     values.append(
@@ -141,7 +134,6 @@ def train(
         test=merged.get("test"),
         training=merged.get("training"),
         gradients=merged["gradients"],
-        seconds=seconds / max(1, timed) * calls / size,
     )
 
 

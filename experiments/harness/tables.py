@@ -26,7 +26,6 @@ COLUMNS = (
     "method",
     "hyperparameters",
     "gradients",
-    "seconds",
     "last epoch (%)",
     "minimum",
     "quartiles",
@@ -54,7 +53,6 @@ def row(
         "hyperparameters": hyperparameters,
         "epochs": int(trained.epochs[-1]),
         "gradients": round(float(trained.gradients.mean()), 1),
-        "seconds": round(trained.seconds, 4),
         "last": summary(trained.test[:, -1], limit),
         "picked": summary(early_stopped(trained.noisy_validation, trained.test), limit),
         "picked_clean": summary(
@@ -102,7 +100,6 @@ def cells(
             found["label"],
             describe(found["hyperparameters"]),
             f"{found['gradients']:.0f}",
-            f"{found['seconds']:.2f}",
             mean_and_error(last),
             f"{last['minimum']:.1f}",
             f"{last['lower_quartile']:.1f} to {last['upper_quartile']:.1f}",

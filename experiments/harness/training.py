@@ -5,7 +5,6 @@ seed, length and hyperparameters, in the search as in the test.
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +36,6 @@ class Trained(NamedTuple):
       gradients: (trainings,), as counted.
       params: those to evaluate at the end, with a leading axis of trainings; ``None``
         like ``test``.
-      seconds: per training, with all devices at work, without compilation.
     """
 
     epochs: np.ndarray
@@ -46,7 +44,6 @@ class Trained(NamedTuple):
     test: np.ndarray | None
     gradients: np.ndarray
     params: Any
-    seconds: float
 
 
 def budget_epochs(task: Task, method: Method, budget: str) -> int:
@@ -92,7 +89,6 @@ def train(
     program = _program(method, task.network, task.gradient_noise > 0)
     splits = {seed: tasks.split(task, seed) for seed in set(seeds)}
     found: list[tuple[np.ndarray, ...]] = []
-    seconds = 0.0
     size = rows_at_once()
     for begin in range(0, len(seeds), size):
         some = slice(begin, begin + size)
@@ -117,17 +113,15 @@ def train(
                 ]
             ),
         }
-        result, spent = _train_rows(
-            task, method, program, rows, epochs, test, progress, watch
+        found.append(
+            _train_rows(task, method, program, rows, epochs, test, progress, watch)
         )
-        seconds += spent
-        found.append(result)
     predicted, gradients, params = jax.tree.map(
         lambda *parts: np.concatenate(parts), *found
     )
     return _scored(
         task, [splits[seed] for seed in seeds], predicted, gradients, epochs, test
-    )._replace(params=params, seconds=seconds / len(seeds))
+    )._replace(params=params)
 
 
 def _train_rows(
@@ -139,11 +133,8 @@ def _train_rows(
     test: bool,
     progress: Progress,
     watch: Callable[[int, ov.TrainState], Any] | None,
-) -> tuple[tuple[np.ndarray, np.ndarray, Any], float]:
-    """What rows have found, and the seconds less compiling.
-
-    Predictions (rows, evaluations, evaluated), gradients, and the parameters.
-    """
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Predictions (rows, evaluations, evaluated), gradients, and parameters of rows."""
     doing = f"{method.label}, {task.name}"
     progress.describe(doing if program.compiled else f"{method.label}: compiling")
     count = len(rows["seed"])
@@ -165,15 +156,12 @@ def _train_rows(
     inputs = jnp.asarray(task.inputs)
     carry = jax.block_until_ready(program.start(params, placed))
     work = count * task.epochs_per_call * task.steps_per_epoch * method.gradients
-    predicted, spent, timed, calls = [], 0.0, 0, epochs // task.epochs_per_call
+    predicted, calls = [], epochs // task.epochs_per_call
     for call in range(calls):
-        began = time.perf_counter()
         carry = jax.block_until_ready(program.run(inputs, carry, placed, orders()))
         if test or call == calls - 1:
             labels = program.predict(inputs, carry, placed)
             predicted.append(np.asarray(labels)[:count])
-        if call or program.compiled:
-            spent, timed = spent + time.perf_counter() - began, timed + 1
         if not program.compiled:
             program.compiled.append(True)
             progress.describe(doing)
@@ -183,11 +171,9 @@ def _train_rows(
             state = jax.tree.map(lambda leaf: leaf[:count], state)
             watch((call + 1) * task.epochs_per_call, state)
         progress.advance(work)
-    # The call that compiled is taken to last as long as the others.
-    seconds = spent * calls / max(1, timed)
     params = program.params(carry) if test else None
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], params)
-    return (np.stack(predicted, 1), np.asarray(carry[-1])[:count], params), seconds
+    return np.stack(predicted, 1), np.asarray(carry[-1])[:count], params
 
 
 def _scored(
@@ -216,7 +202,6 @@ def _scored(
         else None,
         gradients=gradients,
         params=None,
-        seconds=0.0,
     )
 
 

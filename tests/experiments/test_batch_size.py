@@ -45,7 +45,6 @@ def content():
             "label": name.upper(),
             "hyperparameters": {"learning_rate": 0.1},
             "gradients": 1200,
-            "seconds": 0.1,
             "last": statistics.summary(values, 20),
             "picked": statistics.summary(values, 20),
             "sharpness": sharpness,

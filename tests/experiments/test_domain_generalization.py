@@ -38,7 +38,6 @@ def row(values):
         "label": "a method",
         "hyperparameters": {},
         "gradients": 720,
-        "seconds": 0.1,
         "last": statistics.summary(values, 20),
         "picked": statistics.summary(values, 20),
     }

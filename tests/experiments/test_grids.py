@@ -36,7 +36,6 @@ def trained(task, method, points, seeds, **options):
         test=None,
         gradients=np.ones(len(seeds)),
         params=None,
-        seconds=0.0,
     )
 
 
