@@ -290,7 +290,8 @@ def gsam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      alpha: weight of the surrogate gap, >= 0, as in :func:`gsam_descent`.
+      alpha: weight of the surrogate gap, >= 0, as in
+        :func:`~optax_vasso.descent.gsam_descent`.
       mask: which leaves are perturbed; by default all.
 
     Returns:
@@ -319,8 +320,8 @@ def wsam(
     Args:
       optimizer: any Optax optimizer; it sees the weighted gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      gamma: weight of the sharpness, in [0, 1), as in :func:`weighted_descent`; 1/2 is
-        SAM.
+      gamma: weight of the sharpness, in [0, 1), as in
+        :func:`~optax_vasso.descent.weighted_descent`; 1/2 is SAM.
       mask: which leaves are perturbed; by default all.
 
     Returns:
@@ -350,7 +351,8 @@ def looksam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      alpha: weight of the reused component, >= 0, as in :func:`looksam_descent`.
+      alpha: weight of the reused component, >= 0, as in
+        :func:`~optax_vasso.descent.looksam_descent`.
       k: the period of the ascent in steps, >= 1.
       mask: which leaves are perturbed; by default all.
 
@@ -427,16 +429,18 @@ def auto_vasso(
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO with a radius that needs no search.
 
-    The radius follows what the model has learned (:func:`collapse_guard` without
-    patience): it grows from none at the loss of guessing L to ``rho`` at 0.85 L. So one
-    large ``rho`` serves for many tasks: where labels are so noisy that the loss hardly
-    falls, or the learning rate so high that training is near collapse, it is shorter.
+    The radius follows what the model has learned
+    (:func:`~optax_vasso.ascent.collapse_guard` without patience): it grows from none at
+    the loss of guessing L to ``rho`` at 0.85 L. So one large ``rho`` serves for many
+    tasks: where labels are so noisy that the loss hardly falls, or the learning rate so
+    high that training is near collapse, it is shorter.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: the largest radius, as in :func:`sam_perturb`.
-      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`:
-        log C nats for the cross-entropy of C classes.
+      ceiling: the loss of the best constant prediction, as in
+        :func:`~optax_vasso.ascent.collapse_guard`: log C nats for the cross-entropy of
+        C classes.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.
@@ -633,7 +637,8 @@ def auto_lagged_vasso(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: the largest radius, as in :func:`sam_perturb`.
-      ceiling: the loss of the best constant prediction, as in :func:`collapse_guard`.
+      ceiling: the loss of the best constant prediction, as in
+        :func:`~optax_vasso.ascent.collapse_guard`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default all.

@@ -1,3 +1,14 @@
+// A number keeps its error and its unit: "98.3 ± 0.1" and "+1.2 %" never break.
+const NUMBER = /[+−-]?\d[\d,.]*(?:\s?(?:±|×|to)\s?\d[\d,.]*)*(?:\s?%)?/g;
+function joinNumbers() {
+  for (const cell of document.querySelectorAll("article table.docutils :is(td, th)")) {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      const text = walker.currentNode;
+      text.data = text.data.replace(NUMBER, (found) => found.replace(/\s/g, "\u00a0"));
+    }
+  }
+}
 // A table that does not fit is set smaller; on a phone each of its rows becomes a list.
 function fitTables() {
   const narrow = window.matchMedia("(max-width: 46em)").matches;
@@ -15,6 +26,7 @@ function fitTables() {
   }
 }
 document.addEventListener("DOMContentLoaded", () => {
+  joinNumbers();
   fitTables();
   addEventListener("resize", fitTables);
   document.addEventListener("toggle", fitTables, true); // tables in <details>

@@ -63,7 +63,7 @@ def collapse_guard(
     until it is. A training that learns within its first ``patience`` steps and does not
     fall back is not changed at all. Without patience and with a wide margin, the
     perturbation is in proportion to what the model has learned, as in
-    :func:`auto_vasso`. The guard costs three scalars.
+    :func:`optax_vasso.auto_vasso`. The guard costs three scalars.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.

@@ -26,7 +26,7 @@ PyTree = Any
 
 
 class LaggedState(NamedTuple):
-    """State of :func:`lagged`.
+    """State of :func:`optax_vasso.lagged`.
 
     Attributes:
       perturbation: ε_{t−1}, by which the parameters are perturbed: like them, but in

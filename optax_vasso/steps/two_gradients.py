@@ -29,7 +29,7 @@ GradFn = Callable[[PyTree], Any]
 
 
 class SharpnessAwareState(NamedTuple):
-    """State of :func:`sharpness_aware`.
+    """State of :func:`optax_vasso.sharpness_aware`.
 
     Attributes:
       ascent_state: the state of the ascent chain.
