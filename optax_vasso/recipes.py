@@ -153,8 +153,8 @@ def evasso(
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
-      probability: of an ascent, in (0, 1].
-      seed: of the gate, as in :func:`optax_vasso.gate.bernoulli`.
+      probability: probability that a step ascends, in (0, 1].
+      seed: seed of the gate, as in :func:`optax_vasso.gate.bernoulli`.
       mask: which leaves are perturbed; by default all.
 
     Returns:
@@ -400,7 +400,7 @@ def ae_sam(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       threshold: deviations above the mean from which on a step ascends, as in
         :func:`optax_vasso.gate.adaptive`; the authors let it fall from 1 to −1.
-      decay: of the running mean and deviation, in [0, 1).
+      decay: decay of the running mean and deviation, in [0, 1).
       mask: which leaves are perturbed; by default all.
 
     Returns:
