@@ -3,9 +3,10 @@
     python examples/checkpoint_resume.py --steps 300
     python examples/checkpoint_resume.py --steps 600   # goes on from step 300
 
-The train state is saved every 100 steps. A batch depends on the seed and the step
-alone, so a run that was interrupted ends bit-identical to one that was not. A
-checkpoint of a run with another configuration is refused.
+The train state is saved every 100 steps, and when Ctrl-C or SIGTERM ends the run. A
+batch depends on the seed and the step alone, so a run that was interrupted ends
+bit-identical to one that was not. A checkpoint of a run with another configuration is
+refused.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def train(steps, seed, directory, images, labels):
     state = ov.init_train_state(init_params(jax.random.key(seed)), optimizer)
 
     config = {"rho": RHO, "learning_rate": LEARNING_RATE, "seed": seed}
-    with contextlib.closing(checkpoints(directory, config)) as saved:
+    with (
+        contextlib.closing(checkpoints(directory, config)) as saved,
+        ov.train.stop_signals() as stop,
+    ):
         state = saved.restore(state)  # or as it is, if nothing was saved yet
         first = int(state.step)
         for step in range(first, steps):
@@ -71,8 +75,11 @@ def train(steps, seed, directory, images, labels):
             rows = rng.choice(len(images), 64, replace=False)
             batch = {"images": images[rows], "labels": labels[rows]}
             state, _ = train_step(state, batch)
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            stopped = stop(step + 1)
+            if stopped or (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 saved.save(state)
+            if stopped:
+                break  # The signal takes effect when the block ends.
     return state, int(state.step) - first
 
 

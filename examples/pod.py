@@ -73,14 +73,18 @@ def train(steps, seed, directory, images, labels):
     train_step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
 
     config = {"rho": 0.1, "theta": 0.4, "seed": seed}
-    with contextlib.closing(checkpoints(directory, config)) as saved:
+    saving = contextlib.closing(checkpoints(directory, config))
+    with saving as saved, ov.train.stop_signals() as stop:
         state = saved.restore(state)
         for step in range(int(state.step), steps):
             rows = own_rows(seed, step, len(images))
             batch = {"images": images[rows], "labels": labels[rows]}
             state, _ = train_step(state, ov.train.shard_batch(batch, mesh))
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            stopped = stop(step + 1)  # by SIGTERM, all processes at the same step
+            if stopped or (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 saved.save(state)
+            if stopped:
+                break
     return state
 
 

@@ -74,6 +74,12 @@ def launch(
             ):
                 time.sleep(0.1)
             died = [w.poll() for w in workers if w.poll()]
+        except KeyboardInterrupt:
+            for worker in workers:  # each saves, as after a signal of its own
+                worker.terminate()
+            for worker in workers:
+                worker.wait()
+            raise
         finally:
             for worker in workers:
                 # The others would wait for the one that died.

@@ -6,7 +6,6 @@ metrics are summed where they arise, and many steps are under way at once.
 
 import collections
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -72,7 +71,8 @@ def run_seed(
 
     Raises:
       OSError: a checkpoint cannot be read or written, or is of another configuration.
-      KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
+      KeyboardInterrupt: after Ctrl-C, when the checkpoint is written; after SIGTERM,
+        whatever its handler raises.
     """
     state, total = run.init(seed), options.epochs * run.steps_an_epoch
     train = images.train(seed)
@@ -93,7 +93,7 @@ def run_seed(
 
     with (
         opened(options.directory, seed, configuration) as store,
-        noted_interrupt() as interrupted,
+        ov.train.stop_signals() as stop,
     ):
         if store:
             try:
@@ -126,15 +126,13 @@ def run_seed(
                 history[number] = [*map(summed.get, sorted(summed)), *tested, seconds]
                 start, sums = time.perf_counter(), zeros
                 finish_epoch(number)
-            last = t + 1 == total
-            due = interrupted or last or (t + 1) % options.save_every == 0
-            # With several processes each may have been interrupted elsewhere.
-            if store and due and (not interrupted or jax.process_count() == 1):
-                # Each has measured seconds of its own.
+            stopped, last = stop(t + 1), t + 1 == total
+            if store and (stopped or last or (t + 1) % options.save_every == 0):
+                # Each process has measured seconds of its own.
                 history = np.array(multihost_utils.broadcast_one_to_all(history))
                 store.save(Progress(state, sums, run.replicate(history)))
-            if interrupted and not last:
-                raise KeyboardInterrupt
+            if stopped:
+                break
     return state
 
 
@@ -179,23 +177,3 @@ def steps_ahead(batch: Batch) -> int:
     """How many steps may be under way at once, by the memory that batches take."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
     return int(np.clip(BYTES_AHEAD // size, 2, STEPS_AHEAD))
-
-
-@contextlib.contextmanager
-def noted_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C is noted in a list, for the loop to end between steps; a second one ends.
-
-    In the middle of a step the state would be lost: its buffers are donated.
-    """
-    noted: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, previous)

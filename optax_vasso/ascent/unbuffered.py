@@ -43,6 +43,10 @@ class UnbufferedState(NamedTuple):
     radius: jax.Array
 
 
+class UnbufferedDescentState(UnbufferedState):
+    """The same with ε against the average; neither is taken for the other."""
+
+
 def unbuffered_vasso(
     rho: Hyperparameter, theta: Hyperparameter, *, sign: int = 1
 ) -> optax.GradientTransformationExtraArgs:
@@ -53,6 +57,7 @@ def unbuffered_vasso(
     """
     check_not_negative("rho", rho)
     check_theta(theta)
+    kind = UnbufferedState if sign > 0 else UnbufferedDescentState
 
     def init_fn(params: PyTree) -> UnbufferedState:
         check_params(params)
@@ -64,7 +69,7 @@ def unbuffered_vasso(
                     "accumulator_dtype=jnp.float32 to keep the average apart."
                 )
         norm, radius = numerics.state_scalar(), numerics.state_scalar()
-        return UnbufferedState(jnp.zeros((), jnp.int32), norm, radius)
+        return kind(jnp.zeros((), jnp.int32), norm, radius)
 
     def update_fn(
         updates: PyTree,
@@ -75,7 +80,7 @@ def unbuffered_vasso(
         **extra_args: Any,
     ) -> tuple[PyTree, UnbufferedState]:
         del params, extra_args
-        check_state(state, UnbufferedState, "lagged_vasso")
+        check_state(state, kind, "lagged_vasso" if sign > 0 else "momentum_sam")
         dtype = numerics.accumulation_dtype(updates, perturbation)
         starts = state.norm == 0
         weight = newest_weight(starts, value_at(theta, state.step)).astype(dtype)
@@ -92,7 +97,7 @@ def unbuffered_vasso(
         )
         radius = sign * jnp.asarray(value_at(rho, state.step), dtype)
         new, norm = numerics.normalize_with_norm(average, radius)
-        new_state = UnbufferedState(
+        new_state = kind(
             step=optax.safe_increment(state.step),
             norm=jnp.where(radius == 0, 0, norm).astype(state.norm.dtype),
             radius=radius.astype(state.radius.dtype),

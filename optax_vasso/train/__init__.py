@@ -13,6 +13,7 @@ from optax_vasso.train.local import (
     synchronized,
 )
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
+from optax_vasso.train.signals import stop_signals
 from optax_vasso.train.step import TrainState, init_train_state, make_train_step
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "shard_batch",
     "shard_state",
     "state_shardings",
+    "stop_signals",
     "synchronized",
     "whole_batch",
 ]

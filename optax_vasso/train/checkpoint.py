@@ -8,10 +8,13 @@ one in place. A digest of what was saved finds damage to the files.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
+import itertools
 import numbers
 import os
+import re
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,36 +26,49 @@ from jax.experimental import multihost_utils
 
 try:
     import orbax.checkpoint as ocp
+    from etils import epath  # Orbax's paths, which may be URLs
 except ImportError as error:
     raise ImportError(
         "optax_vasso.train.checkpoint needs Orbax: run pip install '.[checkpoint]' in "
         "a clone of optax_vasso."
     ) from error
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks.
-    fcntl = None  # type: ignore[assignment]
-
 from optax_vasso._internal.checks import is_key
+from optax_vasso._internal.description import (
+    as_json,
+    check_same,
+    describe,
+    digests,
+    sealed,
+    unsealed,
+)
+from optax_vasso._internal.locks import lock
 
 PyTree = Any
+
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # in the names of what is not whole
+_RETRIES = (1.0, 4.0)  # seconds to wait before reading again after a failed read
 
 
 class Checkpoints(NamedTuple):
     """The checkpoints of a run, as three functions.
 
     Attributes:
-      save: (state) -> None. Writes the state and waits until it is whole, then deletes
-        checkpoints beyond ``keep`` and those that were found damaged. The checkpoint is
-        numbered by its step, or by the next free number if the run went back. Raises
-        OSError if it cannot be written; those before it are kept.
+      save: (state) -> None. Writes the state and blocks until it is whole. Then sets
+        aside the checkpoints that ``restore`` found damaged (``7`` becomes
+        ``7.damaged``) and deletes the oldest intact ones beyond ``keep``. The
+        checkpoint is numbered by its step, the largest one if there are several, or by
+        the next free number if the run went back. Raises OSError if it cannot be
+        written; the earlier ones are kept.
       restore: (like) -> state, or ``like`` itself if there is no checkpoint yet.
-        ``like`` has the structure, the shardings and the mesh to restore onto. A
-        damaged checkpoint gives way to the one before, with a warning. Raises
-        ValueError if the newest readable one is of another configuration or tree, and
-        OSError if there are checkpoints but none can be read.
+        ``like`` has the structure, the shardings and the mesh to restore onto. Writes
+        nothing. A damaged checkpoint gives way to the one before, with a warning: one
+        that is incomplete, cannot be decoded, or has another digest than what was
+        saved. Raises ValueError if the newest intact one is of another format,
+        configuration or state, and OSError if all are damaged, or if one cannot be read
+        for another reason, even after two more attempts.
       close: () -> None, when the run is over; another run may then open the directory.
+        After it, ``save`` and ``restore`` raise ValueError.
     """
 
     save: Callable[[PyTree], None]
@@ -65,9 +81,10 @@ def checkpoints(
 ) -> Checkpoints:
     """Open a directory of checkpoints of train states.
 
-    Only one run can have it open: a lock is held until ``close`` or until the process
-    ends, however it ends. All processes of a run open it together, and process 0 holds
-    the lock.
+    Only one process can have it open: a lock is held until every ``checkpoints`` of
+    this process is closed or the process ends, however it ends. All processes of a run
+    open it together, and process 0 holds the lock. A directory that cannot be written
+    is opened without a lock, to restore from it.
 
     Args:
       directory: where they go; created if it does not exist. Several processes need one
@@ -77,8 +94,8 @@ def checkpoints(
         values that JSON can hold, NumPy's numbers and arrays among them. A checkpoint
         of another configuration is refused; tuples and lists are the same here, and so
         are a key 1 and a key "1", and NaN equals itself.
-      keep: how many to keep, >= 1. Two or more leave one to go back to if the newest
-        turns out to be damaged.
+      keep: how many intact ones to keep, >= 1. Two or more leave one to go back to if
+        the newest turns out to be damaged.
 
     Raises:
       ValueError: if keep is less than 1 or config has a value that JSON cannot hold.
@@ -86,244 +103,270 @@ def checkpoints(
     """
     if not isinstance(keep, numbers.Integral) or keep < 1:
         raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
-    config = _as_json(config)
+    config = as_json(config)
     directory = os.fspath(directory)
     is_url = "://" in directory
-    if not is_url:
-        directory = os.path.abspath(directory)
-    lock, error = _everywhere(
-        lambda: None if is_url or jax.process_index() else _lock(directory)
-    )
+    folder = epath.Path(directory if is_url else os.path.abspath(directory))
+    make = functools.partial(folder.mkdir, parents=True, exist_ok=True)
+    unlock, error = _on_process_0(make if is_url else lambda: lock(folder))
     if error:
         raise error
-    manager = ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            create=True,
-            cleanup_tmp_directories=True,  # what a killed process left half-written
-            enable_async_checkpointing=False,
-        ),
-        item_names=("arrays", "description"),
-    )
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     damaged: set[int] = set()
+    is_open = True
+
+    def check_open() -> None:
+        if not is_open:
+            raise ValueError(
+                f"the checkpoints in {folder} were closed: open them again with "
+                "checkpoints(...)."
+            )
+
+    def newest(below: int = 2**31 - 1) -> int:
+        """The newest checkpoint of a lower number, or -1; the same on all processes."""
+        found, error = _on_process_0(lambda: [n for n in _whole(folder) if n < below])
+        if error:
+            raise error
+        number = max(found or [], default=-1)
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+    def write(number: int, args: ocp.args.Composite) -> None:
+        if not jax.process_index():
+            for path in list(folder.iterdir()):  # what a failed save has left
+                unfinished = is_url and path.name.isdigit() and not _is_whole(path)
+                if _UNFINISHED in path.name or unfinished:
+                    path.rmtree()
+        checkpointer.save(folder / str(number), args=args)
+
+    def tidy() -> None:
+        numbers = _whole(folder)
+        for number in damaged & numbers:
+            _rename(folder / str(number), f"{number}.damaged")
+        for number in sorted(numbers - damaged)[:-keep]:
+            # Renamed first: killed here, the process leaves no half of a checkpoint.
+            _rename(folder / str(number), f"{number}{_UNFINISHED}.old").rmtree()
 
     def save(state: PyTree) -> None:
+        check_open()
         # A number is never used twice: what is there stays until the new one is whole.
-        number = max([int(state.step), *(n + 1 for n in manager.all_steps())])
+        step = int(jnp.max(state.step))
+        number = max(step, newest() + 1)
         arrays = _as_dict(state)
-        description = _describe(state, config) | {"digests": _digests(arrays)}
-        try:
-            manager.save(
-                number,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays),
-                    description=ocp.args.JsonSave(_sealed(description)),
-                ),
-                force=True,  # whatever Orbax thinks of the intervals
-            )
-            manager.wait_until_finished()
-        except Exception as error:
+        description = describe(state, config) | {"digests": digests(arrays)}
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays),
+            description=ocp.args.JsonSave(sealed(description)),
+        )
+        _, error = _everywhere(lambda: write(number, args))
+        if error:
             raise OSError(
-                f"the checkpoint of step {int(state.step)} could not be written to "
-                f"{directory}: {_first_line(error)}. Those of {manager.all_steps()} "
-                "are kept."
-            ) from error
-        good = sorted(set(manager.all_steps()) - damaged)
-        for old in [*sorted(damaged), *good[:-keep]]:
-            manager.delete(old)
+                f"the checkpoint of step {step} could not be written to {folder}: "
+                f"{_first_line(error)}. The earlier ones are kept."
+            )
+        _, error = _on_process_0(tidy)
+        if error:
+            warnings.warn(
+                f"older checkpoints in {folder} could not be removed: "
+                f"{_first_line(error)}.",
+                stacklevel=2,
+            )
         damaged.clear()
 
     def restore(like: PyTree) -> PyTree:
-        manager.reload()
+        check_open()
         damaged.clear()
-        reasons = []
-        for number in sorted(manager.all_steps(), reverse=True):
-            state, reason = _read(manager.directory / str(number), like, config)
-            if reason:
-                damaged.add(number)
-                reasons.append(f"checkpoint {number}: {reason}")
-                continue
-            if reasons:
-                warnings.warn(
-                    f"went back to checkpoint {number} in {directory}, since a newer "
-                    f"one is damaged ({'; '.join(reasons)}).",
-                    stacklevel=2,
+        reasons: list[str] = []
+        number = newest()
+        while number >= 0:
+            state, error = _read(folder / str(number), like, config)
+            if error is None:
+                break
+            if not _is_damage(error):
+                raise OSError(
+                    f"checkpoint {number} in {folder} cannot be read at present "
+                    f"({_first_line(error)}): start again when it can, or rename it to "
+                    "go back to the one before."
                 )
-            return state
-        if reasons:
+            damaged.add(number)
+            reasons.append(f"checkpoint {number}: {_first_line(error)}")
+            number = newest(below=number)
+        if number < 0 and reasons:
             raise OSError(
-                f"no checkpoint in {directory} can be read ({'; '.join(reasons)}): "
+                f"no checkpoint in {folder} can be read ({'; '.join(reasons)}): "
                 "restore the directory, or start again in an empty one."
             )
-        return like
+        if reasons:
+            warnings.warn(
+                f"went back to checkpoint {number} in {folder}, since a newer one is "
+                f"damaged ({'; '.join(reasons)}).",
+                stacklevel=2,
+            )
+        return like if number < 0 else state
 
     def close() -> None:
-        manager.close()
-        if lock:
-            lock.close()
+        nonlocal is_open
+        if is_open:
+            is_open = False
+            checkpointer.close()
+            if unlock:
+                unlock()
 
     return Checkpoints(save, restore, close)
 
 
-def _read(folder: Any, like: PyTree, config: Any) -> tuple[PyTree, str]:
+def _is_whole(path: epath.Path) -> bool:
+    return path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+
+
+def _whole(folder: epath.Path) -> set[int]:
+    """The numbers of the checkpoints in a directory, of which none is half-written."""
+    return {int(path.name) for path in folder.iterdir() if _is_whole(path)}
+
+
+def _rename(path: epath.Path, name: str) -> epath.Path:
+    """Rename within a directory, with a number behind the name if it is taken."""
+    names = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
+    free = next(new for n in names if not (new := path.parent / n).exists())
+    return path.rename(free)
+
+
+def _read(
+    folder: epath.Path, like: PyTree, config: Any
+) -> tuple[PyTree, Exception | None]:
     """The state in the folder of a checkpoint, or why it cannot be read.
 
-    The handlers are used and not the manager: they wait for no other process, so one
-    that cannot read its shards leaves none of them hanging.
+    The handlers are used and not the checkpointer: they wait for no other process, so
+    one that cannot read its shards leaves none of them hanging.
     """
-    described, error = _everywhere(
-        lambda: _unsealed(ocp.JsonCheckpointHandler().restore(folder / "description"))
+    described, error = _persistently(
+        lambda: unsealed(ocp.JsonCheckpointHandler().restore(folder / "description"))
     )
+    if isinstance(error, FileNotFoundError):
+        return None, ValueError("it has no description")
     if error:
-        return None, _first_line(error)
-    _check_same(described, _describe(like, config), folder)
+        return None, error
+    check_same(described, describe(like, config), folder)
     handler = ocp.StandardCheckpointHandler()
     wanted = ocp.args.StandardRestore(_abstract(_as_dict(like)))
-    arrays, error = _everywhere(lambda: handler.restore(folder / "arrays", args=wanted))
+    arrays, error = _persistently(
+        lambda: handler.restore(folder / "arrays", args=wanted)
+    )
     if error:
-        return None, _first_line(error)
-    found = _digests(arrays)
+        return None, error
+    found = digests(arrays)
     changed = sum(found[name] != described["digests"][name] for name in found)
     if changed:
-        return None, f"{changed} of its {len(found)} arrays are not as they were"
-    return _from_dict(arrays, like), ""
+        text = f"{changed} of its {len(found)} arrays are not as they were"
+        return None, ValueError(text)
+    return _from_dict(arrays, like), None
 
 
-def _everywhere(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What ``read`` gives on this process, or an error if it fails on any of them."""
-    result, error = None, None
-    try:
-        result = read()
-    except Exception as caught:
-        error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.asarray(error is not None))
-        if failed.any() and error is None:
-            error = OSError(f"process {np.argmax(failed)} could not do its part")
+def _persistently(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What ``read`` gives; a failure other than damage may pass, so it tries again."""
+    result, error = _everywhere(read)
+    for pause in _RETRIES:
+        if error is None or _is_damage(error):
+            break
+        time.sleep(pause)
+        result, error = _everywhere(read)
     return result, error
 
 
-def _lock(directory: str) -> Any:
-    """A locked file in the directory; closing it, or the end of the process, unlocks.
+# Of TensorStore's status codes, those of content that is missing or cannot be decoded.
+_DAMAGED = "DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
 
-    The lock is the process's: workers that outlive it do not hold it, and a notebook
-    may open the same directory again.
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading means that the content is not what was written.
+
+    A disk, network or memory that fails is no damage: it may work again.
     """
-    os.makedirs(directory, exist_ok=True)
-    file = open(os.path.join(directory, "lock"), "a")  # noqa: SIM115
+    text = str(error)
+    code = re.search(r"os_error_code='(\d+)'", text)  # TensorStore raises no OSErrors
+    if code:
+        error = OSError(int(code[1]), text)  # of the class that belongs to the number
+    if isinstance(error, OSError):
+        missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+        return isinstance(error, missing)
+    status = re.match(r"([A-Z_]+): ", text)
+    if status:
+        return bool(re.fullmatch(_DAMAGED, status[1]))
+    return isinstance(error, (ValueError, LookupError, TypeError, AttributeError))
+
+
+def _everywhere(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What an action gives on this process, or the worst error on any of them."""
+    result, error = None, None
     try:
-        if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise OSError(
-            f"another run has {directory} open: wait until it ends, or choose another "
-            "directory."
-        ) from error
-    except OSError as error:
-        warnings.warn(
-            f"{directory} cannot be locked ({error}): no other run may use it.",
-            stacklevel=4,
-        )
-    return file
+        result = action()
+    except Exception as caught:
+        _ignore_stray_reports()
+        error = _root(caught)
+    if jax.process_count() > 1:
+        own = 0 if error is None else 1 if _is_damage(error) else 2
+        found = multihost_utils.process_allgather(np.asarray(own))
+        if found.max() > own:
+            kind = ValueError if found.max() == 1 else OSError
+            error = kind(f"process {found.argmax()} could not do its part")
+    return result, error
 
 
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it comes back from a file."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} is not a type of JSON")
-
-    normalized: dict[str, Any] = {}
-    for name, value in config.items():
-        try:
-            normalized |= json.loads(json.dumps({name: value}, default=plain))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"config[{name!r}] is {value!r}, which JSON cannot hold ({error}): "
-                "give numbers, strings, booleans, None, lists or dictionaries of them."
-            ) from error
-    return normalized
+def _on_process_0(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    return _everywhere(lambda: None if jax.process_index() else action())
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _root(error: BaseException) -> Any:
+    """The cause of an error, without the many lines of what was being done."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
-def _sealed(description: dict[str, Any]) -> dict[str, Any]:
-    digest = hashlib.sha256(_text(description).encode()).hexdigest()
-    return {"description": description, "sha256": digest}
+@functools.cache
+def _ignore_stray_reports() -> None:
+    """After one array could not be read, hear nothing of the reads of the others.
 
-
-def _unsealed(found: dict[str, Any]) -> dict[str, Any]:
-    description = found["description"]
-    if found["sha256"] != _sealed(description)["sha256"]:
-        raise ValueError("its description is not as it was")
-    return description
-
-
-@jax.jit
-def _digest(leaf: jax.Array) -> jax.Array:
-    """A uint32 of the bits of all entries and where they stand, however it is sharded.
-
-    Integers are summed modulo 2³², in whatever order and on whatever mesh. Each goes
-    through a one-to-one mixing of its bits (the finalizer of MurmurHash3): damage to
-    one always changes the sum, and other damage does but for one case in 2³².
+    Orbax leaves them unfinished, and each writes dozens of lines to stderr when it is
+    collected or its thread finds the event loop closed, perhaps much later.
     """
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
-    if leaf.dtype.itemsize == 8:
-        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    elif jnp.issubdtype(leaf.dtype, jnp.floating):
-        bits = f"uint{jnp.finfo(leaf.dtype).bits}"
-        words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
-    else:
-        words = leaf.astype(jnp.uint32)
-    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        position += along * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    return jnp.sum(_mix(words + _mix(position)), dtype=jnp.uint32)
+    report_others = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        of_orbax = "orbax" in getattr(code, "co_filename", "")
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            report_others(unraisable)
+
+    sys.unraisablehook = report
 
 
-def _mix(bits: jax.Array) -> jax.Array:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
-    return bits ^ (bits >> 16)
-
-
-def _digests(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    digests = {name: _digest(leaf) for name, leaf in arrays.items()}
-    return {name: int(digest) for name, digest in digests.items()}
+def _name(number: int) -> str:
+    return f"{number:05d}"
 
 
 def _as_dict(state: PyTree) -> dict[str, jax.Array]:
     """The arrays of a state by number; typed random keys as their data.
 
     Orbax would restore tuples as lists and empty states as nothing: the structure
-    comes from the state to restore into.
+    comes from the state to restore into. It refuses arrays of size zero, of which the
+    description says all.
     """
     return {
-        f"{i:05d}": jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf)
+        _name(i): jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf)
         for i, leaf in enumerate(jax.tree.leaves(state))
+        if jnp.size(leaf)
     }
 
 
 def _from_dict(arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
-    restored = [arrays[name] for name in sorted(arrays)]
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-            if is_key(old)
-            else new
-            for old, new in zip(leaves, restored, strict=True)
-        ],
-    )
+    for i, leaf in enumerate(leaves):
+        new = arrays.get(_name(i), leaf)
+        if is_key(leaf) and new is not leaf:
+            new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf))
+        leaves[i] = new
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _abstract(arrays: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -333,37 +376,8 @@ def _abstract(arrays: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _describe(state: PyTree, config: dict[str, Any]) -> dict[str, Any]:
-    tree = {
-        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }
-    return {"config": config, "tree": tree}
-
-
-def _check_same(found: Any, wanted: Any, folder: Any) -> None:
-    """Raise a ValueError that says in what two descriptions differ."""
-    absent = "nothing"
-    for part, what in (("config", "configuration"), ("tree", "state")):
-        old, new = found[part], wanted[part]
-        different = [
-            f"{name}: {old.get(name, absent)} there, {new.get(name, absent)} here"
-            for name in sorted(old.keys() | new.keys())
-            if not _same(old.get(name, absent), new.get(name, absent))
-        ]
-        if different:
-            shown = "; ".join(different[:5])
-            more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
-            raise ValueError(
-                f"the checkpoint {folder} is of another {what} ({shown}{more}): go on "
-                "with the same, or choose another directory."
-            )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a == b or _text(a) == _text(b)  # 1 is 1.0, and NaN is NaN
-
-
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+    """An error in a line: what went wrong, without what TensorStore was asked to do."""
+    text = str(error).partition(" [tensorstore_spec")[0].strip()
+    line = text.splitlines()[0][:300] if text else ""
+    return line if type(error) is ValueError else f"{type(error).__name__}: {line}"

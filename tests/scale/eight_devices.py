@@ -19,6 +19,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec as P, reshard
 
 import optax_vasso as ov
+from optax_vasso._internal.description import digest
 
 STEPS = 20
 RNG = np.random.default_rng(0)
@@ -206,17 +207,13 @@ def local(vasso):
 
 
 def digests():
-    """How many digests one array has on different meshes; without Orbax, none."""
-    try:
-        from optax_vasso.train import checkpoint
-    except ImportError:
-        return
-    found = {int(checkpoint._digest(PARAMS["in"]))}
+    """How many digests one array has on different meshes."""
+    found = {int(digest(PARAMS["in"]))}
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
         for spec in (P(), P("data"), P("model", "data"), P(None, ("data", "model"))):
             placed = jax.device_put(PARAMS["in"], jax.NamedSharding(mesh, spec))
-            found.add(int(checkpoint._digest(placed)))
+            found.add(int(digest(placed)))
     RESULTS["layouts with a digest of their own"] = len(found)
 
 

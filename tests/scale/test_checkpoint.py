@@ -1,12 +1,16 @@
 """What is saved comes back to the bit; what is damaged is not used."""
 
+import errno
 import itertools
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,16 +20,18 @@ import optax
 import pytest
 
 import optax_vasso as ov
+from optax_vasso._internal.description import FORMAT, describe, digest, sealed
 
 checkpoint = pytest.importorskip("optax_vasso.train.checkpoint")
 CONFIG = {"recipe": "vasso", "rho": 0.1}
+KEY = jax.random.key(3)
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
 
 
 def a_state(recipe=ov.vasso, params=PARAMS, step=0):
     optimizer = recipe(optax.adam(0.1))
     state = ov.init_train_state(
-        params, optimizer, model_state={"m": jnp.ones(2)}, key=jax.random.key(3)
+        params, optimizer, model_state={"m": jnp.ones(2)}, key=KEY
     )
     return state._replace(
         step=jnp.asarray(step, jnp.int32),
@@ -127,7 +133,7 @@ def test_a_step_is_never_removed_before_it_is_written_again(saved, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
     with pytest.raises(OSError, match="step 2 could not be written.*No space left"):
         store.save(a_state(step=2))
     monkeypatch.undo()
@@ -149,22 +155,22 @@ EVERY_DTYPE = {
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_a_digest_sees_every_bit_and_every_place(dtype):
     leaf = EVERY_DTYPE[dtype]
-    digest = int(checkpoint._digest(leaf))
-    assert digest != int(checkpoint._digest(leaf[::-1]))
+    found = int(digest(leaf))
+    assert found != int(digest(leaf[::-1]))
     raw = np.asarray(leaf)
     for byte in range(0 if dtype in ("bool", "int4") else raw.nbytes):
         for bit in range(8):
             flipped = bytearray(raw.tobytes())
             flipped[byte] ^= 1 << bit
             other = np.frombuffer(bytes(flipped), raw.dtype).reshape(raw.shape)
-            assert digest != int(checkpoint._digest(jnp.asarray(other)))
+            assert found != int(digest(jnp.asarray(other)))
 
 
 def test_a_digest_of_64_bits(x64):
     for dtype in ("int64", "float64", "complex128"):
         leaf = jnp.asarray([1, 2**40 + 1, 3], dtype)
         others = (leaf[::-1], leaf.at[1].set(2**40), leaf.at[1].set(1))
-        assert len({int(checkpoint._digest(x)) for x in (leaf, *others)}) == 4
+        assert len({int(digest(x)) for x in (leaf, *others)}) == 4
 
 
 CONFIGURATIONS = {
@@ -428,6 +434,307 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_good_checkpoint(saved):
     assert_same(restore(saved), a_state(step=3))
 
 
+def test_keep_is_how_many_intact_checkpoints_stay(tmp_path):
+    store = checkpoint.checkpoints(tmp_path, CONFIG, keep=3)
+    for step in range(1, 6):
+        store.save(a_state(step=step))
+    store.close()
+    assert {f.name for f in tmp_path.iterdir()} == {"3", "4", "5", "lock"}
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_does_not_count(saved):
+    store = checkpoint.checkpoints(saved, CONFIG)
+    for step in (3, 3):
+        store.save(a_state(step=step))  # 3, then 4
+    for number in (3, 4):
+        data_files(saved / str(number))[0].write_bytes(b"")
+    shutil.copytree(saved / "3", saved / "2")  # older, and damaged as well
+    shutil.rmtree(saved / "3")
+    (saved / "4.damaged").mkdir()  # of an earlier time
+    store.save(a_state(step=5))
+    for file in data_files(saved / "5"):
+        file.write_bytes(b"")
+    with pytest.raises(OSError, match="no checkpoint in .* can be read"):
+        store.restore(a_state())
+    # Nothing is touched until there is a good one again.
+    assert {"4", "5"} <= {f.name for f in saved.iterdir()}
+    for step in (6, 7):
+        store.save(a_state(step=step))
+    store.close()
+    names = {f.name for f in saved.iterdir()}
+    assert names == {"6", "7", "4.damaged", "4.damaged.2", "5.damaged", "lock"}
+
+
+def failing(times, error, read=checkpoint.ocp.StandardCheckpointHandler.restore):
+    """A read that fails so many times."""
+    left = [times]
+
+    def restore(*args, **kwargs):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return read(*args, **kwargs)
+
+    return restore
+
+
+HICCUPS = {
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "network": ValueError("UNAVAILABLE: Error reading local file"),
+    "permission": ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"),
+    "files": OSError(errno.EMFILE, "Too many open files"),
+    "memory": MemoryError(),
+    "device": RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+}
+
+
+@pytest.mark.parametrize("error", HICCUPS.values(), ids=HICCUPS)
+def test_a_read_that_fails_for_a_time_is_no_damage(saved, monkeypatch, error):
+    monkeypatch.setattr(checkpoint, "_RETRIES", (0, 0))
+    handler = checkpoint.ocp.StandardCheckpointHandler
+    store = checkpoint.checkpoints(saved, CONFIG)
+    monkeypatch.setattr(handler, "restore", failing(2, error))
+    assert_same(store.restore(a_state()), a_state(step=2))
+    monkeypatch.setattr(handler, "restore", failing(3, error))
+    with pytest.raises(OSError, match="checkpoint 2 in .* cannot be read at present"):
+        store.restore(a_state())
+    store.save(a_state(step=3))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"2", "3", "lock"}
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(saved, monkeypatch):
+    # To the kernel a link to itself is an error like that of a bad disk.
+    monkeypatch.setattr(checkpoint, "_RETRIES", ())
+    (file,) = (saved / "2" / "arrays" / "d").iterdir()
+    file.rename(saved / "elsewhere")
+    file.symlink_to(file)
+    with pytest.raises(OSError, match="cannot be read at present"):
+        restore(saved)
+    file.unlink()
+    (saved / "elsewhere").rename(file)
+    assert_same(restore(saved), a_state(step=2))
+
+
+def test_a_missing_description_is_one_sentence(saved):
+    shutil.rmtree(saved / "2" / "description")
+    with pytest.warns(UserWarning, match=r"\(checkpoint 2: it has no description\)\.$"):
+        assert_same(restore(saved), a_state(step=1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ov.vasso, ov.friendly_sam),
+        (ov.friendly_sam, ov.vasso),
+        (ov.lagged_vasso, ov.momentum_sam),
+        (ov.momentum_sam, ov.lagged_vasso),
+    ],
+)
+def test_a_state_of_another_type_is_refused(tmp_path, first, second):
+    store = checkpoint.checkpoints(tmp_path, CONFIG)
+    store.save(a_state(first, step=1))
+    with pytest.raises(ValueError, match=r"ascent_state.*: \w+State there, \w+State"):
+        store.restore(a_state(second))
+    store.close()
+
+
+def test_none_and_an_empty_tuple_are_different_states(tmp_path):
+    store = checkpoint.checkpoints(tmp_path, CONFIG)
+    store.save(a_state()._replace(model_state=None))
+    with pytest.raises(ValueError, match=r"model_state: NoneType there, tuple here"):
+        store.restore(a_state()._replace(model_state=()))
+    store.close()
+
+
+@pytest.mark.parametrize("version", [None, 1, FORMAT + 1, "new"])
+def test_an_unknown_format_is_one_sentence(saved, version):
+    file = saved / "2" / "description" / "metadata"
+    description = json.loads(file.read_text())["description"]
+    assert (description.pop("format"), description["library"]) == (2, ov.__version__)
+    if version is not None:
+        description |= {"format": version, "library": "9.8"}
+    file.write_text(json.dumps(sealed(description)))
+    found = "1, written by optax_vasso 0.1.0" if version is None else version
+    with pytest.raises(ValueError, match=f"has format {found}.*reads format 2") as one:
+        restore(saved)
+    assert "\n" not in str(one.value)
+    assert (saved / "2").is_dir()
+
+
+def test_a_description_knows_nothing_of_the_process_that_wrote_it():
+    # A function or an address would be another one after a restart.
+    state = a_state()._replace(model_state={"m": optax.EmptyState(), "n": [None]})
+    text = json.dumps(describe(state, {}))
+    assert "0x" not in text
+    assert "state.model_state['n']" in text
+
+
+def test_what_is_closed_cannot_be_used(saved):
+    store = checkpoint.checkpoints(saved, CONFIG)
+    store.close()
+    store.close()
+    with pytest.raises(ValueError, match="were closed: open them again"):
+        store.save(a_state(step=3))
+    with pytest.raises(ValueError, match="were closed: open them again"):
+        store.restore(a_state())
+
+
+OPEN = """
+import sys
+from optax_vasso.train.checkpoint import checkpoints
+try:
+    checkpoints({directory!r}, {{}}).close()
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_directory_open_twice_in_one_process_stays_locked_until_both_close(tmp_path):
+    def from_another():
+        _, errors = program(OPEN.format(directory=str(tmp_path))).communicate()
+        return errors.strip()
+
+    first, second = (checkpoint.checkpoints(tmp_path, CONFIG) for _ in range(2))
+    (tmp_path / "lock").read_bytes()  # as a copy does; POSIX's locks end by it
+    assert "another run has" in from_another()
+    first.close()
+    first.close()
+    assert "another run has" in from_another()
+    second.save(a_state(step=1))
+    second.close()
+    assert from_another() == ""
+
+
+READ_ONLY = """
+import os, sys, warnings
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_checkpoint import CONFIG, a_state, assert_same, checkpoint, restore
+warnings.simplefilter("error")
+
+top = Path({directory!r})
+store = checkpoint.checkpoints(top, CONFIG)
+store.save(a_state(step=1))
+store.restore(a_state())
+store.close()
+if {without_lock}:
+    (top / "lock").unlink()
+for folder, _, _ in os.walk(top):
+    os.chmod(folder, 0o555)
+if not os.getuid():
+    os.seteuid(65534)  # root may write anywhere
+store = checkpoint.checkpoints(top, CONFIG)
+assert_same(store.restore(a_state()), a_state(step=1))
+try:
+    store.save(a_state(step=2))
+except OSError as error:
+    print(error)
+assert_same(store.restore(a_state()), a_state(step=1))
+"""
+
+
+@pytest.mark.parametrize("without_lock", [True, False])
+def test_a_read_only_directory_restores(without_lock):
+    here = str(Path(__file__).parent)
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter
+        script = READ_ONLY.format(
+            here=here, directory=folder, without_lock=without_lock
+        )
+        out, errors = program(script).communicate(timeout=300)
+    assert "step 2 could not be written" in out, out + errors[-2000:]
+    assert errors == ""
+
+
+def test_an_array_of_size_zero_is_saved(tmp_path):
+    params = PARAMS | {"none": jnp.zeros((0, 3)), "keys": jax.random.split(KEY, 2)[:0]}
+    state = a_state()._replace(model_state=params, step=jnp.int32(1))
+    store = checkpoint.checkpoints(tmp_path, CONFIG)
+    store.save(state)
+    assert_same(store.restore(state._replace(step=jnp.int32(0))), state)
+    other = params | {"none": jnp.zeros((0, 4))}
+    with pytest.raises(
+        ValueError, match=r"float32\[0, 3\] there, float32\[0, 4\] here"
+    ):
+        store.restore(state._replace(model_state=other))
+    store.close()
+
+
+def test_seeds_and_keys_mapped_by_vmap_are_saved(tmp_path):
+    optimizer = ov.evasso(optax.sgd(0.1))
+
+    def init(seed):
+        key = jax.random.key(seed)
+        return ov.init_train_state(jax.random.normal(key, (3,)), optimizer, key=key)
+
+    states = jax.vmap(init)(jnp.arange(4))
+    states = states._replace(step=jnp.arange(4), model_state=jax.random.split(KEY, 2))
+    store = checkpoint.checkpoints(tmp_path, CONFIG)
+    store.save(states)
+    assert_same(
+        store.restore(
+            jax.vmap(init)(jnp.arange(4, 8))._replace(
+                step=states.step * 0, model_state=jax.random.split(KEY, 2)[::-1]
+            )
+        ),
+        states,
+    )
+    store.close()
+    assert (tmp_path / "3").is_dir()
+
+
+def test_what_a_failed_save_has_left_is_removed_by_the_next(saved):
+    left = saved / "7.orbax-checkpoint-tmp"
+    store = checkpoint.checkpoints(saved, CONFIG)
+    left.mkdir()
+    (left / "half").touch()
+    store.save(a_state(step=3))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"2", "3", "lock"}
+
+
+def test_swapped_entries_have_another_digest():
+    # Any two of the places, in any number of axes.
+    for shape in ((6,), (2, 3), (1, 2, 3), (2, 1, 3)):
+        leaf = np.arange(6.0, dtype=np.float32)
+        found = set()
+        for order in itertools.permutations(range(6)):
+            found.add(int(digest(jnp.asarray(leaf[list(order)].reshape(shape)))))
+        assert len(found) == 720
+
+
+FAIL = """
+import resource, sys
+sys.path.insert(0, {here!r})
+from test_checkpoint import *
+store = checkpoint.checkpoints({directory!r}, CONFIG)
+what = sys.argv[1]
+if what == "save":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+    store.save(a_state(step=3))
+for number in "12" if what == "nothing" else "2":
+    Path({directory!r}, number, "arrays/array_metadatas/process_0").write_bytes(b"")
+store.restore(a_state())
+del store
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "last", "lines"),
+    [
+        ("save", "OSError: the checkpoint of step 3 could not be written", 10),
+        ("nothing", "OSError: no checkpoint in .* can be read", 10),
+        ("newest", "<string>:.*UserWarning: went back to checkpoint 1", 1),
+    ],
+)
+def test_an_error_is_not_buried_under_those_of_tensorstore(saved, what, last, lines):
+    script = FAIL.format(here=str(Path(__file__).parent), directory=str(saved))
+    _, errors = program(script, (what,)).communicate(timeout=300)
+    found = [line for line in errors.splitlines() if "ResourceWarning" not in line]
+    assert re.match(rf"\s*{last}", found[-1]), errors
+    assert len(found) <= lines, errors
+
+
 @pytest.mark.parametrize("keep", [0, 2.0, None])
 def test_keep_is_at_least_one(tmp_path, keep):
     with pytest.raises(ValueError, match="keep must be an integer >= 1"):
@@ -449,11 +756,12 @@ def test_a_missing_orbax_names_the_extra():
 def test_a_url_reaches_orbax_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opened = []
-    monkeypatch.setattr(
-        checkpoint.ocp,
-        "CheckpointManager",
-        lambda directory, **_: opened.append(directory),
-    )
-    checkpoint.checkpoints("gs://bucket/run", CONFIG)
+
+    def path(directory):
+        opened.append(directory)
+        return tmp_path / "bucket"
+
+    monkeypatch.setattr(checkpoint.epath, "Path", path)
+    checkpoint.checkpoints("gs://bucket/run", CONFIG).close()
     assert opened == ["gs://bucket/run"]
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "bucket").iterdir())  # no lock

@@ -67,5 +67,4 @@ def test_local_averages_live_on_their_own_device(results):
 
 
 def test_the_digest_of_an_array_is_the_same_on_every_mesh(results):
-    pytest.importorskip("orbax.checkpoint")
     assert results["layouts with a digest of their own"] == 1
