@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import signal
 from pathlib import Path
 
 import jax
@@ -152,6 +153,27 @@ def test_a_resumed_run_is_bit_identical(tmp_path, capsys, monkeypatch):
     assert figure("test accuracy", printed) > 0.5
     again = run("checkpoint_resume", capsys, *arguments)
     assert again == printed.replace("20 of", "0 of").replace("(40", "(0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["checkpoint_resume", "pod"])
+def test_a_signal_saves_the_step_that_it_falls_into(
+    name, number, tmp_path, monkeypatch
+):
+    example = load(name)
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((100, 64), np.float32), rng.integers(0, 10, 100)
+    default_rng = np.random.default_rng
+
+    def in_step_5(seed):
+        if seed[1] == 5:
+            signal.raise_signal(number)
+        return default_rng(seed)
+
+    monkeypatch.setattr(example.np.random, "default_rng", in_step_5)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        example.train(14, 0, tmp_path, images, labels)
+    assert {f.name for f in tmp_path.iterdir()} == {"6", "lock"}
 
 
 def stops_at(stop, default_rng=np.random.default_rng):

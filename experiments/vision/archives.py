@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their authors' archives, checked before they are opened.
 
-The archives hold pickles, and a pickle runs what is in it: so size and hash are
-compared with the published archive first. Nothing is downloaded here.
+The archives hold pickles, and a pickle runs what it names: so size and hash are
+compared with the published archive first. Files with the same MD5 can be made, so what
+is unpickled can call nothing either. Nothing is downloaded here.
 """
 
 import hashlib
@@ -220,20 +221,49 @@ def _batch(archive: Archive, name: str, content: bytes) -> ImagesAndLabels:
 def _unpickle(name: str, content: bytes, *keys: bytes) -> tuple[Any, ...]:
     """The values of a pickled dictionary at these keys."""
     try:
-        found = _Python2Unpickler(io.BytesIO(content), encoding="bytes").load()
-        return tuple(found[key] for key in keys)
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        values = [found[key] for key in keys]
+        return tuple(v.array if isinstance(v, _Bytes) else v for v in values)
     except Exception as error:  # unpickling may raise anything
         raise DataError(f"{name} cannot be unpickled ({error!r})") from error
 
 
-class _Python2Unpickler(pickle.Unpickler):
-    """Reads arrays that were pickled by Python 2."""
+class _Unpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, numbers, text and arrays of bytes; calls nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle names; booleans of a dtype were the integers 0 and 1 then.
+        """Our own stand-ins for the three names in a pickled array.
 
-        NumPy 2.4.0 to 2.4.4 warn of such integers.
+        Nothing is imported, and not even NumPy's own functions are in reach.
         """
-        if (module, name) == ("numpy", "dtype"):
-            return lambda kind, align, copy: np.dtype(kind, bool(align), bool(copy))
-        return super().find_class(module, name)
+        match module, name:
+            case ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"):
+                return _Bytes
+            case "numpy", "dtype":
+                return _ByteType
+            case "numpy", "ndarray":
+                return None  # what _reconstruct is told to make
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
+
+
+class _ByteType:
+    """The dtype of a pickled array, which has to be uint8."""
+
+    def __init__(self, kind: bytes | str, *flags: Any) -> None:
+        if kind not in (b"u1", "u1"):
+            raise pickle.UnpicklingError(f"an array of {kind!r} is not one of bytes")
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and fields, which bytes do not have."""
+
+
+class _Bytes:
+    """A pickled array of bytes; ``array`` once its state is set."""
+
+    def __init__(self, *of_an_empty_one: Any) -> None:
+        self.array = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, _, is_fortran, content = state
+        order = "F" if is_fortran else "C"
+        self.array = np.frombuffer(content, np.uint8).reshape(shape, order=order)

@@ -1,7 +1,9 @@
 """Only the published archives are opened, and what is wrong is said in one message."""
 
 import hashlib
+import os
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -163,6 +165,52 @@ def test_no_pickle_is_opened_before_its_hash_is_compared(archive, tmp_path, unpa
             packed.add(tmp_path / entry.folder, entry.folder)
     with pytest.raises(archives.DataError, match="instead of"):
         archives.load(name, tmp_path)
+
+
+class Calls:
+    """Pickled, a call of a function by its name."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+MALICIOUS = {
+    "command": pickle.dumps(Calls(os.system, "touch pwned")),
+    "code": pickle.dumps(Calls(eval, "open('pwned', 'w').close()")),
+    "file": pickle.dumps(Calls(open, "pwned", "w")),
+    # By an attribute of a module that is allowed.
+    "numpy": pickle.dumps(Calls(np.save, "pwned.npy", 0)),
+    "dotted": b"cnumpy\n_core.multiarray.np\n.",
+    "module": b"cantigravity\ngeohash\n.",
+    "numpy's loader": pickle.dumps(Calls(np.load, "x.npy", None, True)),
+    "buffer": pickle.dumps(Calls(np.ndarray, (1,), "u1", b"a"), protocol=2),
+    "numbers of another kind": pickle.dumps(np.arange(3), protocol=2),
+    "objects": pickle.dumps(np.array([Calls(os.system, "touch pwned")]), protocol=2),
+    "in a key": pickle.dumps({b"data": 0, b"labels": Calls(open, "pwned", "w")}),
+    "protocol 4": pickle.dumps(Calls(os.system, "touch pwned"), protocol=4),
+    "extension": b"\x80\x02\x82\x01.",
+}
+
+
+@pytest.mark.parametrize("content", MALICIOUS.values(), ids=MALICIOUS)
+def test_a_pickle_behind_a_forged_hash_runs_nothing(
+    archive, tmp_path, monkeypatch, content
+):
+    name, entry = archive
+    unpack(entry, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (file,) = entry.meta
+    (tmp_path / entry.folder / file).write_bytes(content)
+    forged = entry._replace(meta={file: hashlib.md5(content).hexdigest()})
+    monkeypatch.setitem(archives.ARCHIVES, name, forged)
+    with pytest.raises(archives.DataError, match="cannot be unpickled") as caught:
+        archives.load(name, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {entry.folder}
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"\x1f\x8b\x08\x00 no gzip"])

@@ -177,14 +177,15 @@ def test_training_on_an_archive_lowers_the_loss_and_is_written_down(whole):
     assert list(folder.glob("*/events.out.tfevents.*"))
 
 
-def test_a_run_goes_on_after_an_interrupt_to_the_bit(
-    data, whole, states, monkeypatch, capsys
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_goes_on_after_a_signal_to_the_bit(
+    data, whole, states, monkeypatch, capsys, number
 ):
     arguments = [*map(str, (*data, *RUN)), "--directory", "run", "--results", "stopped"]
 
     def interrupt(step, total):
         if step == 7:  # in the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(number)
 
     run_seed = training.run_seed
 
@@ -194,7 +195,7 @@ def test_a_run_goes_on_after_an_interrupt_to_the_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "run_seed", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
             cifar.main(arguments)
     (stopped,) = Path("stopped").iterdir()
     stopped = json.loads(stopped.read_text())

@@ -2,13 +2,12 @@
 
 Its argument is JSON as well: ``address`` of process 0, ``id`` of this one, and
 ``runs``, each with the number of ``steps``, the ``directory`` of checkpoints and
-perhaps the step before which process 1 is killed, ``die_at``.
+perhaps the step before which process 1 gets a ``signal``, ``signal_at``.
 """
 
 import hashlib
 import importlib.util
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -56,8 +55,8 @@ def main():
         steps = []
 
         def counted(seed, step, size, run=run, steps=steps):
-            if step == run.get("die_at") and job["id"] == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if step == run.get("signal_at") and job["id"] == 1:
+                signal.raise_signal(run["signal"])
             steps.append(step)
             return own_rows(seed, step, size)
 

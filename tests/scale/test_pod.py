@@ -13,6 +13,7 @@ import pod_process
 import pytest
 
 pytest.importorskip("orbax.checkpoint")
+SAVED = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
 
 
 def start(environment, *runs):
@@ -43,7 +44,8 @@ def start(environment, *runs):
     ]
     try:
         deadline = time.monotonic() + 300
-        while not any(w.poll() for w in workers):
+        # Those that have saved end by themselves.
+        while not any(w.poll() not in (None, 0, *SAVED.values()) for w in workers):
             if all(w.poll() is not None for w in workers):
                 break
             assert time.monotonic() < deadline
@@ -53,7 +55,7 @@ def start(environment, *runs):
             worker.kill()  # The others wait for the one that died.
         outputs = [worker.communicate() for worker in workers]
     codes = [worker.returncode for worker in workers]
-    assert codes[1] in (0, -signal.SIGKILL), outputs[1][1][-3000:]
+    assert codes[1] in (0, -signal.SIGKILL, *SAVED.values()), outputs[1][1][-3000:]
     printed = outputs[0][0].splitlines()  # Gloo prints there as well.
     return [json.loads(line) for line in printed if line.startswith("{")], codes
 
@@ -65,7 +67,8 @@ def job(once, compiled_once, shared_folder):
 
     def run():
         undisturbed = {"steps": 20, "directory": str(shared_folder / "undisturbed")}
-        killed = {"steps": 20, "directory": directory, "die_at": 13}
+        killed = {"signal": signal.SIGKILL}
+        killed |= {"steps": 20, "directory": directory, "signal_at": 13}
         (whole,), codes = start(compiled_once, undisturbed, killed)
         assert codes[1] == -signal.SIGKILL
         assert Path(directory, "8").is_dir()
@@ -100,3 +103,20 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(job, x64, tmp_path):
     assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
     with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
         pod_process.train(pod, 24, directory, seed=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_saves_them_all_at_the_same_step(
+    compiled_once, tmp_path, number
+):
+    stopped = {"steps": 10**6, "directory": str(tmp_path / "pod")}
+    _, codes = start(compiled_once, stopped | {"signal": number, "signal_at": 13})
+    assert codes == [SAVED[signal.SIGTERM], SAVED[number]]
+    step = max(int(f.name) for f in (tmp_path / "pod").iterdir() if f.name.isdigit())
+    assert step >= 13
+    undisturbed = {"steps": step + 2, "directory": str(tmp_path / "undisturbed")}
+    restarted = stopped | {"steps": step + 2}
+    (whole, after), codes = start(compiled_once, undisturbed, restarted)
+    assert codes == [0, 0]
+    assert after["done"] == 2
+    assert after["digest"] == whole["digest"]
