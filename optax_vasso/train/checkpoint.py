@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import numbers
 import os
 import re
@@ -111,6 +112,7 @@ def checkpoints(
     unlock, error = _on_process_0(make if is_url else lambda: lock(folder))
     if error:
         raise error
+    _one_report()
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     damaged: set[int] = set()
     is_open = True
@@ -300,7 +302,6 @@ def _everywhere(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         result = action()
     except Exception as caught:
-        _ignore_stray_reports()
         error = _root(caught)
     if jax.process_count() > 1:
         own = 0 if error is None else 1 if _is_damage(error) else 2
@@ -324,11 +325,13 @@ def _root(error: BaseException) -> Any:
 
 
 @functools.cache
-def _ignore_stray_reports() -> None:
-    """After one array could not be read, hear nothing of the reads of the others.
+def _one_report() -> None:
+    """Of a failure, hear what is raised and not the many lines of Orbax beside it.
 
-    Orbax leaves them unfinished, and each writes dozens of lines to stderr when it is
-    collected or its thread finds the event loop closed, perhaps much later.
+    Where one array cannot be read, it leaves the reads of the others unfinished, and
+    each writes dozens of lines to stderr when it is collected or its thread finds the
+    event loop closed, perhaps much later. Where one cannot be written, each thread of
+    the save logs its error before it is raised here.
     """
     report_others = sys.unraisablehook
 
@@ -339,6 +342,9 @@ def _ignore_stray_reports() -> None:
             report_others(unraisable)
 
     sys.unraisablehook = report
+    logging.getLogger("absl").addFilter(
+        lambda record: "_SignalingThread.run() raised" not in str(record.msg)
+    )
 
 
 def _name(number: int) -> str:

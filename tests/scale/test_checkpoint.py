@@ -710,7 +710,7 @@ from test_checkpoint import *
 store = checkpoint.checkpoints({directory!r}, CONFIG)
 what = sys.argv[1]
 if what == "save":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
     store.save(a_state(step=3))
 for number in "12" if what == "nothing" else "2":
     Path({directory!r}, number, "arrays/array_metadatas/process_0").write_bytes(b"")
