@@ -55,12 +55,12 @@ class Checkpoints(NamedTuple):
     """The checkpoints of a run, as three functions.
 
     Attributes:
-      save: (state) -> None. Writes the state and blocks until it is whole. Then sets
-        aside the checkpoints that ``restore`` found damaged (``7`` becomes
-        ``7.damaged``) and deletes the oldest intact ones beyond ``keep``. The
-        checkpoint is numbered by its step, the largest one if there are several, or by
-        the next free number if the run went back. Raises OSError if it cannot be
-        written; the earlier ones are kept.
+      save: (state) -> None. Writes the state and blocks until it is whole, then
+        deletes the oldest checkpoints beyond ``keep``. Those that ``restore`` found
+        damaged are set aside: ``7`` becomes ``7.damaged``. The checkpoint is numbered
+        by its step, the largest one if there are several, or by the next free number if
+        the run went back. Raises OSError if it cannot be written; the earlier ones are
+        kept.
       restore: (like) -> state, or ``like`` itself if there is no checkpoint yet.
         ``like`` has the structure, the shardings and the mesh to restore onto. Writes
         nothing. A damaged checkpoint gives way to the one before, with a warning: one
@@ -132,8 +132,14 @@ def checkpoints(
         number = max(found or [], default=-1)
         return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
+    def set_aside() -> None:
+        for number in damaged & _whole(folder):
+            _rename(folder / str(number), f"{number}.damaged")
+
     def write(number: int, args: ocp.args.Composite) -> None:
         if not jax.process_index():
+            if _whole(folder) - damaged:  # else only when the new one is whole
+                set_aside()
             for path in list(folder.iterdir()):  # what a failed save has left
                 unfinished = is_url and path.name.isdigit() and not _is_whole(path)
                 if _UNFINISHED in path.name or unfinished:
@@ -141,10 +147,8 @@ def checkpoints(
         checkpointer.save(folder / str(number), args=args)
 
     def tidy() -> None:
-        numbers = _whole(folder)
-        for number in damaged & numbers:
-            _rename(folder / str(number), f"{number}.damaged")
-        for number in sorted(numbers - damaged)[:-keep]:
+        set_aside()
+        for number in sorted(_whole(folder))[:-keep]:
             # Renamed first: killed here, the process leaves no half of a checkpoint.
             _rename(folder / str(number), f"{number}{_UNFINISHED}.old").rmtree()
 
@@ -172,7 +176,8 @@ def checkpoints(
                 f"{_first_line(error)}.",
                 stacklevel=2,
             )
-        damaged.clear()
+        else:
+            damaged.clear()
 
     def restore(like: PyTree) -> PyTree:
         check_open()
