@@ -391,7 +391,7 @@ MISTAKES = {
     ),
     "state and parameters swapped": (
         lambda: ov.eval_params(PARAMS, LAGGED.init(PARAMS)),
-        "params contains the state of a lagged optimizer: pass the state first",
+        "params contains the state of an optimizer: pass the state first",
     ),
     "parameters of another loop": (
         lambda: ov.eval_params(LAGGED.init(PARAMS), {"w": jnp.ones(4)}),
