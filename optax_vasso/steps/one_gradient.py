@@ -12,7 +12,8 @@ import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
-    check_params,
+    check_inexact,
+    check_leaves,
     check_state,
     check_structure,
     check_transformation,
@@ -94,9 +95,10 @@ def lagged(
 
     Raises:
       ValueError: if optimizer or ascent is no transformation; at ``init``, if the
-        parameters have no leaves or an integer leaf, or one of the two is itself
-        sharpness-aware; at ``update``, if ``params`` is missing, the tree has changed,
-        or the state is not one of this transformation.
+        parameters have no leaves, an integer leaf would be perturbed, or one of the two
+        is itself sharpness-aware; at ``update``, if ``params`` is missing, the tree has
+        changed, the parameters were averaged over a mapped axis and the perturbation
+        was not, or the state is not one of this transformation.
     """
     check_transformation("optimizer", optimizer)
     check_transformation("ascent", ascent)
@@ -104,7 +106,7 @@ def lagged(
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> LaggedState:
-        check_params(params)
+        check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         # Where the chain gives nothing there is nothing to keep.
@@ -119,6 +121,10 @@ def lagged(
             ),
             params,
             ascent_state,
+        )
+        # What a mask leaves out may be an integer, such as a quantized base.
+        check_inexact(
+            jax.tree.map(lambda x, e: None if is_left_out(e) else x, params, perturbed)
         )
         return LaggedState(
             perturbation=jax.tree.map(
@@ -207,6 +213,14 @@ def unperturbed(param: Any, perturbation: Any) -> Any:
     if is_left_out(perturbation):
         return param
     param = jnp.asarray(param)
+    # Of x + ε, what varies with ε has been averaged away: x is not known any more.
+    averaged = _mapped_axes(perturbation) - _mapped_axes(param)
+    if averaged:
+        raise ValueError(
+            f"params do not vary over the mapped axes {sorted(averaged)}, but their "
+            "perturbation does: average x = eval_params(state, params), and add the "
+            "change of x to params."
+        )
     wide = param.astype(perturbation.dtype)
     return (wide - perturbation).astype(param.dtype)
 
@@ -239,6 +253,13 @@ def _move(grad: Any, step: Any, new: Any, old: Any, param: jax.Array) -> _Move:
     # The sum that the training loop will form, with its rounding.
     there = numerics.round_to(wide + update, param.dtype)
     return _Move(update.astype(param.dtype), there - clean)
+
+
+def _mapped_axes(leaf: Any) -> frozenset[str]:
+    """The axes of :func:`jax.shard_map` over which a leaf varies, if JAX checks it."""
+    kind: Any = jax.typeof(leaf)
+    axes = getattr(kind, "vma", None)  # its name before JAX 0.10
+    return frozenset(kind.manual_axis_type.varying if axes is None else axes)
 
 
 def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
