@@ -205,7 +205,8 @@ def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
     siblings = {"ascent_state", "optimizer_state"}
     if "perturbation" not in fields or siblings.isdisjoint(fields):
         return None
-    return LaggedState(*(fields.get(name) for name in LaggedState._fields))
+    values: list[Any] = [fields.get(name) for name in LaggedState._fields]
+    return LaggedState(*values)
 
 
 def unperturbed(param: Any, perturbation: Any) -> Any:
