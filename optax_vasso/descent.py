@@ -20,8 +20,8 @@ from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
+    check_leaves,
     check_not_negative,
-    check_params,
     check_state,
     check_structure,
     value_at,
@@ -169,7 +169,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
     check_not_negative("alpha", alpha)
 
     def init_fn(params: PyTree) -> LookSamState:
-        check_params(params)
+        check_leaves(params)
         return LookSamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
 
     def update_fn(
@@ -209,7 +209,7 @@ def _descent(
     """A direction on the steps that ascended, the gradient itself on the others."""
 
     def init_fn(params: PyTree) -> DescentState:
-        check_params(params)
+        check_leaves(params)
         return DescentState(jnp.zeros((), jnp.int32))
 
     def update_fn(

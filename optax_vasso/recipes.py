@@ -3,7 +3,8 @@
 Every recipe takes an Optax optimizer, then the radius, and returns a transformation to
 use in the optimizer's place. To change a method, copy the function's body; nothing else
 is involved. The argument ``mask`` chooses the leaves that are perturbed, as in
-:func:`optax_vasso.ascent.masked_ascent`; the optimizer trains what it always trains.
+:func:`optax_vasso.ascent.masked_ascent`; by default they are those that the optimizer
+trains, as :func:`optax_vasso.ascent.trained_by` finds them.
 
 First come the methods of two gradients per step or of a share of a second one, then
 those of one. Between the steps of the latter the loop's parameters are perturbed:
@@ -28,6 +29,7 @@ from optax_vasso.ascent.guard import automatic_ascent
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import Mask, masked_ascent
 from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
+from optax_vasso.ascent.trained import trained_by
 from optax_vasso.ascent.unbuffered import unbuffered_vasso
 from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
 from optax_vasso.steps.one_gradient import lagged
@@ -63,7 +65,7 @@ def sam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -87,7 +89,7 @@ def sam(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021.
     """
-    return sharpness_aware(optimizer, masked_ascent(sam_perturb(rho), mask))
+    return sharpness_aware(optimizer, _perturbing(sam_perturb(rho), mask, optimizer))
 
 
 def vasso(
@@ -105,7 +107,7 @@ def vasso(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -135,7 +137,7 @@ def vasso(
     ascent = optax.chain(
         vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
     )
-    return sharpness_aware(optimizer, masked_ascent(ascent, mask))
+    return sharpness_aware(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def evasso(
@@ -155,7 +157,7 @@ def evasso(
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       probability: probability that a step ascends, in (0, 1].
       seed: seed of the gate, as in :func:`optax_vasso.gate.bernoulli`.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -184,7 +186,7 @@ def evasso(
     """
     return sharpness_aware(
         optimizer,
-        masked_ascent(optax.chain(vasso_ema(theta), sam_perturb(rho)), mask),
+        _perturbing(optax.chain(vasso_ema(theta), sam_perturb(rho)), mask, optimizer),
         gate=gate.bernoulli(probability, seed),
     )
 
@@ -206,7 +208,7 @@ def friendly_sam(
       sigma: share of the average that is taken away, as in :func:`friendly_noise`.
       lmbda: decay of the average, in [0, 1).
       accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -220,7 +222,7 @@ def friendly_sam(
         friendly_noise(sigma, lmbda, accumulator_dtype=accumulator_dtype),
         sam_perturb(rho),
     )
-    return sharpness_aware(optimizer, masked_ascent(ascent, mask))
+    return sharpness_aware(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def asam(
@@ -238,7 +240,7 @@ def asam(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       eta: what is added to abs(x), >= 0, as in :func:`asam_perturb`.
       rescaled: which leaves have T = abs(x) + η; by default all. T = 1 elsewhere.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -249,7 +251,7 @@ def asam(
       Learning of Deep Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
     ascent = asam_perturb(rho, eta, rescaled)
-    return sharpness_aware(optimizer, masked_ascent(ascent, mask))
+    return sharpness_aware(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def fisher_sam(
@@ -265,7 +267,7 @@ def fisher_sam(
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       eta: weight of the Fisher information, >= 0, as in :func:`fisher_perturb`.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -275,7 +277,9 @@ def fisher_sam(
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
       <https://arxiv.org/abs/2206.04920>`_, 2022.
     """
-    return sharpness_aware(optimizer, masked_ascent(fisher_perturb(rho, eta), mask))
+    return sharpness_aware(
+        optimizer, _perturbing(fisher_perturb(rho, eta), mask, optimizer)
+    )
 
 
 def gsam(
@@ -292,7 +296,7 @@ def gsam(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       alpha: weight of the surrogate gap, >= 0, as in
         :func:`~optax_vasso.descent.gsam_descent`.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -304,7 +308,7 @@ def gsam(
     """
     return sharpness_aware(
         _descending(gsam_descent(alpha), optimizer),
-        masked_ascent(sam_perturb(rho), mask),
+        _perturbing(sam_perturb(rho), mask, optimizer),
     )
 
 
@@ -322,7 +326,7 @@ def wsam(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       gamma: weight of the sharpness, in [0, 1), as in
         :func:`~optax_vasso.descent.weighted_descent`; 1/2 is SAM.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -334,7 +338,7 @@ def wsam(
     """
     return sharpness_aware(
         _descending(weighted_descent(gamma), optimizer),
-        masked_ascent(sam_perturb(rho), mask),
+        _perturbing(sam_perturb(rho), mask, optimizer),
     )
 
 
@@ -354,7 +358,7 @@ def looksam(
       alpha: weight of the reused component, >= 0, as in
         :func:`~optax_vasso.descent.looksam_descent`.
       k: the period of the ascent in steps, >= 1.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -380,7 +384,7 @@ def looksam(
     """
     return sharpness_aware(
         _descending(looksam_descent(alpha), optimizer),
-        masked_ascent(sam_perturb(rho), mask),
+        _perturbing(sam_perturb(rho), mask, optimizer),
         gate=gate.every(k),
     )
 
@@ -401,7 +405,7 @@ def ae_sam(
       threshold: deviations above the mean from which on a step ascends, as in
         :func:`optax_vasso.gate.adaptive`; the authors let it fall from 1 to −1.
       decay: decay of the running mean and deviation, in [0, 1).
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -413,7 +417,7 @@ def ae_sam(
     """
     return sharpness_aware(
         optimizer,
-        masked_ascent(sam_perturb(rho), mask),
+        _perturbing(sam_perturb(rho), mask, optimizer),
         gate=gate.adaptive(threshold, decay),
     )
 
@@ -443,7 +447,7 @@ def auto_vasso(
         C classes.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
@@ -466,7 +470,7 @@ def auto_vasso(
       1.0
     """
     ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
-    return sharpness_aware(optimizer, masked_ascent(ascent, mask))
+    return sharpness_aware(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def lagged_vasso(
@@ -495,7 +499,7 @@ def lagged_vasso(
       accumulator_dtype: dtype of an average of its own. By default there is none, and
         the perturbation carries the average: one buffer like the parameters in all.
         Parameters of fewer than 32 bits cannot carry it.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
@@ -524,7 +528,7 @@ def lagged_vasso(
         ascent = optax.chain(
             vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
         )
-    return lagged(optimizer, masked_ascent(ascent, mask))
+    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def momentum_sam(
@@ -552,7 +556,7 @@ def momentum_sam(
       accumulator_dtype: dtype of a momentum of its own. By default there is none, and
         the perturbation carries the momentum: one buffer like the parameters in all.
         Parameters of fewer than 32 bits cannot carry it.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
@@ -589,7 +593,7 @@ def momentum_sam(
             sam_perturb(rho),
             optax.scale(-1.0),
         )
-    return lagged(optimizer, masked_ascent(ascent, mask))
+    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def single_step_sam(
@@ -606,7 +610,7 @@ def single_step_sam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
@@ -616,7 +620,7 @@ def single_step_sam(
       Efficient and Accurate Sparse Training
       <https://openreview.net/forum?id=MJgMMqMDu4>`_, 2024.
     """
-    return lagged(optimizer, masked_ascent(sam_perturb(rho), mask))
+    return lagged(optimizer, _perturbing(sam_perturb(rho), mask, optimizer))
 
 
 def auto_lagged_vasso(
@@ -641,7 +645,7 @@ def auto_lagged_vasso(
         :func:`~optax_vasso.ascent.collapse_guard`.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
       accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default all.
+      mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the loss as
@@ -653,7 +657,16 @@ def auto_lagged_vasso(
         is missing.
     """
     ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
-    return lagged(optimizer, masked_ascent(ascent, mask))
+    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
+
+
+def _perturbing(
+    ascent: optax.GradientTransformation,
+    mask: Mask | None,
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An ascent chain on the leaves of the mask, or on those that are trained."""
+    return masked_ascent(ascent, trained_by(optimizer) if mask is None else mask)
 
 
 def _descending(

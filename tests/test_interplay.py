@@ -231,11 +231,17 @@ def test_partition_in_the_base_optimizer():
     )
 
 
-def test_partition_around_sharpness_aware_hands_grad_fn_a_masked_tree():
+@pytest.mark.parametrize("recipe", [ov.sam, ov.vasso, ov.sampa])
+@pytest.mark.parametrize("around", ["partition", "masked"])
+def test_partition_and_masked_cannot_stand_around_two_gradients(recipe, around):
     """The loss cannot be computed from some of the parameters."""
-    groups = {"norm": ov.sam(optax.sgd(RATE), RHO), "rest": optax.sgd(RATE)}
-    optimizer = optax.partition(groups, lambda p: label(p, ["norm"]))
-    with pytest.raises(TypeError, match="MaskedNode"):
+    optimizer = recipe(optax.sgd(RATE), 0.1)
+    if around == "partition":
+        groups = {"norm": optimizer, "rest": optax.sgd(RATE)}
+        optimizer = optax.partition(groups, lambda p: label(p, ["norm"]))
+    else:
+        optimizer = optax.masked(optimizer, lambda p: label_is(p, "norm"))
+    with pytest.raises(ValueError, match="choose what is perturbed by mask="):
         update_once(optimizer)
 
 

@@ -110,7 +110,13 @@ def check_state(state: Any, kind: type, where: str) -> None:
 
 
 def check_params(params: PyTree) -> None:
-    """Raise a ValueError for a tree that holds nothing to perturb.
+    """Raise a ValueError for a tree that holds nothing to perturb, or an integer."""
+    check_leaves(params)
+    check_inexact(params)
+
+
+def check_leaves(params: PyTree) -> None:
+    """Raise a ValueError for a tree without leaves, or with a function for a leaf.
 
     Masked nodes and ``None`` count as leaves that somebody left out on purpose, and
     the placeholder of :func:`optax.tree.map_params` is neither a container nor empty.
@@ -127,13 +133,17 @@ def check_params(params: PyTree) -> None:
                 "parameters alone, as equinox.filter(model, equinox.is_inexact_array) "
                 "returns them."
             )
-        if not is_left_out(leaf) and not jnp.issubdtype(
-            jnp.result_type(leaf), jnp.inexact
-        ):
+
+
+def check_inexact(perturbed: PyTree) -> None:
+    """Raise a ValueError for an integer among the parameters that are perturbed."""
+    for path, leaf in jax.tree.leaves_with_path(perturbed):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has dtype "
-                f"{jnp.result_type(leaf)}, which has no gradient: keep it out of the "
-                "parameters, in the model state or the closure of the loss."
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype}, which has no "
+                "gradient: leave it out by mask=, or keep it out of the parameters, in "
+                "the model state or the closure of the loss."
             )
 
 
@@ -154,8 +164,9 @@ def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
         if jnp.shape(update) != jnp.shape(leaf):
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {jnp.shape(update)}, "
-                f"but {where} was initialized with shape {jnp.shape(leaf)}: call init "
-                "again after changing the parameters."
+                f"but {where} was initialized with shape {jnp.shape(leaf)}: "
+                "change the clean parameters and begin with them, as in "
+                "init(eval_params(state, params))."
             )
 
     try:
@@ -165,8 +176,9 @@ def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
     except ValueError as error:
         raise ValueError(
             f"updates has another tree structure than the parameters {where} was "
-            f"initialized with ({tree_difference(updates, state_tree)}): call init "
-            "again after changing the parameters."
+            f"initialized with ({tree_difference(updates, state_tree)}): change the "
+            "clean parameters and begin with them, as in "
+            "init(eval_params(state, params))."
         ) from error
     jax.tree_util.tree_map_with_path(
         compare, updates, state_tree, is_leaf=lambda u: u is None

@@ -11,6 +11,8 @@ from optax_vasso.ascent.guard import collapse_guard
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import masked_ascent, per_layer
 from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
+from optax_vasso.ascent.trained import trained_by
+from optax_vasso.ascent.until import until
 
 __all__ = [
     "asam_perturb",
@@ -20,5 +22,7 @@ __all__ = [
     "masked_ascent",
     "per_layer",
     "sam_perturb",
+    "trained_by",
+    "until",
     "vasso_ema",
 ]

@@ -10,6 +10,7 @@ import optax
 
 from optax_vasso._internal.checks import (
     broadcast_mask,
+    check_leaves,
     check_params,
     check_transformation,
     require_params,
@@ -66,7 +67,7 @@ def masked_ascent(
         )
 
     def init_fn(params: PyTree) -> optax.OptState:
-        check_params(params)
+        check_leaves(params)
         return ascent.init(select(params, params, optax.MaskedNode()))
 
     def update_fn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
-    check_params,
+    check_inexact,
+    check_leaves,
     check_state,
     check_structure,
     check_transformation,
@@ -20,7 +21,7 @@ from optax_vasso._internal.checks import (
     require_params,
 )
 from optax_vasso._internal.extra_args import ValueFn, ignore_ours
-from optax_vasso._internal.trees import check_not_nested, find_states
+from optax_vasso._internal.trees import check_not_nested
 
 PyTree = Any
 
@@ -58,7 +59,7 @@ def lagged(
         y_{t+1} = x_{t+1} + ε_t
 
     and nothing in the loop has to know. Evaluate, and keep as the result of training,
-    :func:`eval_params`::
+    :func:`optax_vasso.eval_params`::
 
         optimizer = lagged(
             optax.sgd(0.1, momentum=0.9),
@@ -94,9 +95,10 @@ def lagged(
 
     Raises:
       ValueError: if optimizer or ascent is no transformation; at ``init``, if the
-        parameters have no leaves or an integer leaf, or one of the two is itself
-        sharpness-aware; at ``update``, if ``params`` is missing, the tree has changed,
-        or the state is not one of this transformation.
+        parameters have no leaves, an integer leaf would be perturbed, or one of the two
+        is itself sharpness-aware; at ``update``, if ``params`` is missing, the tree has
+        changed, the parameters were averaged over a mapped axis and the perturbation
+        was not, or the state is not one of this transformation.
     """
     check_transformation("optimizer", optimizer)
     check_transformation("ascent", ascent)
@@ -104,7 +106,7 @@ def lagged(
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> LaggedState:
-        check_params(params)
+        check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         # Where the chain gives nothing there is nothing to keep.
@@ -119,6 +121,10 @@ def lagged(
             ),
             params,
             ascent_state,
+        )
+        # What a mask leaves out may be an integer, such as a quantized base.
+        check_inexact(
+            jax.tree.map(lambda x, e: None if is_left_out(e) else x, params, perturbed)
         )
         return LaggedState(
             perturbation=jax.tree.map(
@@ -139,7 +145,12 @@ def lagged(
             extra_args["value_fn"] = ignore_ours(
                 _perturbed(extra_args["value_fn"], state.perturbation)
             )
-        point = _clean(state, params)
+        point = jax.tree.map(
+            lambda e, x: unperturbed(x, e),
+            perturbation_of(state),
+            params,
+            is_leaf=is_left_out,
+        )
         perturbation, ascent_state = ascent.update(
             updates,
             state.ascent_state,
@@ -175,43 +186,44 @@ def lagged(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
-    """The parameters to evaluate, export and keep: those without a perturbation.
+def perturbation_of(state: LaggedState) -> PyTree:
+    """ε_{t−1}, by which the parameters that belong to a state are perturbed.
 
-    Args:
-      state: the state of any optimizer, in which :func:`lagged` may stand anywhere, any
-        number of times: in a chain, in :func:`optax.partition`, :func:`optax.masked`,
-        :class:`optax.MultiSteps`, and in the train states of Flax and NNX.
-      params: the parameters of the training loop that belong to it.
-
-    Returns:
-      x_t, like ``params``: up to one rounding the point that the base optimizer steps
-      from. The parameters themselves if nothing in the optimizer is lagged.
-
-    Raises:
-      ValueError: if the parameters are not those of the state, or the two are swapped.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from optax_vasso import eval_params, lagged, sam_perturb
-      >>> params = jnp.array([3.0, 4.0])
-      >>> optimizer = lagged(optax.sgd(0.1), sam_perturb(rho=0.5))
-      >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-      >>> params = optax.apply_updates(params, updates)
-      >>> print(params, state.perturbation)
-      [3. 4.] [0.3 0.4]
-      >>> print(eval_params(state, params))
-      [2.7 3.6]
+    A tree like the parameters, ``None`` or empty where they are not perturbed. The
+    state may have any containers in place of those that ``init`` made: a restored one
+    has dictionaries and lists.
     """
-    if find_states(params, LaggedState):
+    return state.perturbation
+
+
+def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
+    """The state of :func:`lagged` whose fields are among these, by their names.
+
+    One name alone may be that of a parameter. Not all of them need be there, since some
+    containers, such as the states of NNX, keep no field that is empty.
+    """
+    siblings = {"ascent_state", "optimizer_state"}
+    if "perturbation" not in fields or siblings.isdisjoint(fields):
+        return None
+    values: list[Any] = [fields.get(name) for name in LaggedState._fields]
+    return LaggedState(*values)
+
+
+def unperturbed(param: Any, perturbation: Any) -> Any:
+    """One leaf of the parameters without its perturbation, in its own dtype."""
+    if is_left_out(perturbation):
+        return param
+    param = jnp.asarray(param)
+    # Of x + ε, what varies with ε has been averaged away: x is not known any more.
+    averaged = _mapped_axes(perturbation) - _mapped_axes(param)
+    if averaged:
         raise ValueError(
-            "params contains the state of a lagged optimizer: pass the state first, "
-            "as in eval_params(state, params)."
+            f"params do not vary over the mapped axes {sorted(averaged)}, but their "
+            "perturbation does: average x = eval_params(state, params), and add the "
+            "change of x to params."
         )
-    for found in find_states(state, LaggedState):
-        params = _clean(_aligned(found, params), params)
-    return params
+    wide = param.astype(perturbation.dtype)
+    return (wide - perturbation).astype(param.dtype)
 
 
 class _Move(NamedTuple):
@@ -244,14 +256,11 @@ def _move(grad: Any, step: Any, new: Any, old: Any, param: jax.Array) -> _Move:
     return _Move(update.astype(param.dtype), there - clean)
 
 
-def _clean(state: LaggedState, params: PyTree) -> PyTree:
-    """The parameters without their perturbation, in their own dtypes."""
-    return jax.tree.map(
-        lambda e, x: x if is_left_out(e) else (x.astype(e.dtype) - e).astype(x.dtype),
-        state.perturbation,
-        params,
-        is_leaf=is_left_out,
-    )
+def _mapped_axes(leaf: Any) -> frozenset[str]:
+    """The axes of :func:`jax.shard_map` over which a leaf varies, if JAX checks it."""
+    kind: Any = jax.typeof(leaf)
+    axes = getattr(kind, "vma", None)  # its name before JAX 0.10
+    return frozenset(kind.manual_axis_type.varying if axes is None else axes)
 
 
 def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
@@ -268,51 +277,6 @@ def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
         return value_fn(point, *args, **kwargs)
 
     return value_at_perturbed
-
-
-def _aligned(state: LaggedState, params: PyTree) -> LaggedState:
-    """The state with trees like the parameters, from what a wrapper made of them.
-
-    NNX holds optimizer states in variables of its own, :func:`optax.flatten` as one
-    vector: the leaves are the same, in the same order.
-    """
-
-    def fits(e: Any, x: Any) -> bool:
-        return is_left_out(e) or jnp.shape(e) == getattr(x, "shape", None)
-
-    def is_aligned(tree: PyTree) -> bool:
-        try:
-            checked = jax.tree.map(fits, tree, params, is_leaf=is_left_out)
-        except ValueError:
-            return False
-        return all(jax.tree.leaves(checked))
-
-    def align(tree: PyTree) -> PyTree:
-        structure: Any = jax.tree.structure(params)
-        leaves = jax.tree.leaves(tree, is_leaf=is_left_out)
-        parts = jax.tree.leaves(params)
-        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
-        if shapes == [(sum(x.size for x in parts),)]:
-            ends = list(itertools.accumulate(x.size for x in parts))[:-1]
-            leaves = [
-                part.reshape(x.shape)
-                for part, x in zip(jnp.split(leaves[0], ends), parts, strict=True)
-            ]
-        return structure.unflatten(leaves)
-
-    if is_aligned(state.perturbation):
-        return state
-    try:
-        aligned = state._replace(perturbation=align(state.perturbation))
-    except ValueError:
-        aligned = None
-    if aligned is None or not is_aligned(aligned.perturbation):
-        raise ValueError(
-            "params has another tree structure or other shapes than the parameters of "
-            "this optimizer state: pass the state and the parameters of one training "
-            "loop."
-        )
-    return aligned
 
 
 def _zeros(leaf: jax.Array) -> jax.Array:

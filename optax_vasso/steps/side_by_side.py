@@ -24,7 +24,8 @@ from optax_vasso._internal.checks import (
     value_at,
 )
 from optax_vasso.ascent.perturb import sam_perturb
-from optax_vasso.steps.one_gradient import LaggedState, eval_params, lagged
+from optax_vasso.steps.evaluation import eval_params
+from optax_vasso.steps.one_gradient import LaggedState, lagged
 from optax_vasso.steps.two_gradients import gradient_at
 
 PyTree = Any

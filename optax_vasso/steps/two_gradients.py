@@ -11,11 +11,13 @@ import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
+    check_inexact,
     check_integer,
-    check_params,
+    check_leaves,
     check_state,
     check_structure,
     check_transformation,
+    is_left_out,
     require_params,
     tree_difference,
 )
@@ -104,9 +106,9 @@ def sharpness_aware(
     Raises:
       ValueError: if optimizer or ascent is no transformation, gate is no gate, or
         ascent_steps is not an integer >= 1; at ``init``, if the parameters have no
-        leaves or an integer leaf, or optimizer is itself sharpness-aware; at
-        ``update``, if ``params`` or ``grad_fn`` is missing, ``grad_fn`` returns another
-        tree, or the state is not one of this transformation.
+        leaves or optimizer is itself sharpness-aware; at ``update``, if ``params`` or
+        ``grad_fn`` is missing, ``grad_fn`` returns another tree, an integer leaf or
+        masked nodes would be perturbed, or the state is not one of this transformation.
 
     Examples:
       Weighted SAM with variance suppression, every second step:
@@ -144,7 +146,7 @@ def sharpness_aware(
     check_gate(gate)
 
     def init_fn(params: PyTree) -> SharpnessAwareState:
-        check_params(params)
+        check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         return SharpnessAwareState(
@@ -189,6 +191,14 @@ def sharpness_aware(
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
         def point(perturbation: PyTree) -> PyTree:
+            check_inexact(
+                jax.tree.map(
+                    lambda e, x: None if e is None else x,
+                    perturbation,
+                    params,
+                    is_leaf=lambda e: e is None,
+                )
+            )
             return jax.tree.map(
                 # No update is no perturbation: the parameter is left out of training.
                 lambda e, x: x if e is None else optax.apply_updates(x, e),
@@ -256,6 +266,15 @@ def gradient_at(
     params: PyTree, grad_fn: GradFn, clean_grads: PyTree
 ) -> tuple[PyTree, jax.Array]:
     """Gradient, with the dtypes of the clean one, and value; 0 if there is none."""
+    if any(
+        isinstance(leaf, optax.MaskedNode)
+        for leaf in jax.tree.leaves(params, is_leaf=is_left_out)
+    ):
+        raise ValueError(
+            "grad_fn would be given masked nodes in place of parameters, since "
+            "optax.masked or optax.partition stands around the optimizer: put it into "
+            "the base optimizer, and choose what is perturbed by mask=."
+        )
     result = grad_fn(params)
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
     structure: Any = jax.tree.structure(clean_grads)

@@ -1,0 +1,99 @@
+"""Which parameters an optimizer trains, read off its program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import Literal
+
+from optax_vasso._internal.checks import check_transformation
+
+PyTree = Any
+
+
+def trained_by(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[PyTree], PyTree]:
+    """A mask of the parameters that an optimizer trains, those it freezes left out.
+
+    The recipes perturb these leaves unless they are given a ``mask``: on frozen weights
+    a perturbation is spent for nothing, and their gradient has to be computed for it.
+    In a chain of your own it is the mask of
+    :func:`optax_vasso.ascent.masked_ascent`::
+
+        ascent = masked_ascent(sam_perturb(rho), trained_by(optimizer))
+
+    A leaf counts as frozen if its first update depends neither on the gradients nor on
+    the parameters, as with :func:`optax.set_to_zero` in :func:`optax.partition`,
+    :func:`optax.freeze` and :func:`optax.transforms.selective_transform`. Where this
+    cannot be seen, behind a branch or a learning rate that is zero, it counts as
+    trained. An optimizer that freezes everything trains nothing, and then the mask
+    chooses every leaf.
+
+    Args:
+      optimizer: any Optax optimizer.
+
+    Returns:
+      A function of the parameters that returns a tree of booleans like them. It runs
+      nothing: shapes are enough.
+
+    Raises:
+      ValueError: if optimizer is no transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_vasso.ascent import trained_by
+      >>> optimizer = optax.chain(
+      ...     optax.adam(1e-3), optax.freeze({"adapter": False, "frozen": True})
+      ... )
+      >>> trained_by(optimizer)({"adapter": jnp.ones(2), "frozen": jnp.ones(3)})
+      {'adapter': True, 'frozen': False}
+    """
+    check_transformation("optimizer", optimizer)
+
+    # Once for a tree: outside of jit the mask is asked for in every step.
+    @functools.lru_cache(maxsize=4)
+    def read(structure: Any, shapes: tuple[tuple[Any, Any], ...]) -> PyTree:
+        params = structure.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in shapes)
+        return structure.unflatten(_moves(optimizer, params))
+
+    def mask(params: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(params)
+        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+        return read(jax.tree.structure(params), shapes)
+
+    return mask
+
+
+def _moves(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool]:
+    """Whether the first update of each leaf depends on a gradient or a parameter."""
+    everything = [True] * len(jax.tree.leaves(params))
+    # Optax freezes by masking: without a mask in the state nothing has to be traced.
+    state = jax.eval_shape(optimizer.init, params)
+    if not any(
+        isinstance(node, optax.MaskedState)
+        for node in jax.tree.leaves(
+            state, is_leaf=lambda node: isinstance(node, optax.MaskedState)
+        )
+    ):
+        return everything
+
+    def first_update(grads: PyTree, params: PyTree) -> PyTree:
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    try:
+        program = jax.make_jaxpr(first_update)(params, params).jaxpr
+    except Exception:  # it may need arguments that only the training loop has
+        return everything
+    depends = set(program.invars)
+    for equation in program.eqns:
+        if any(v in depends for v in equation.invars if not isinstance(v, Literal)):
+            depends.update(equation.outvars)
+    moves = [not isinstance(v, Literal) and v in depends for v in program.outvars]
+    return moves if any(moves) else everything
