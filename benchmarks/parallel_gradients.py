@@ -87,7 +87,10 @@ def methods() -> dict[str, tuple[Any, Any]]:
     """Name -> the optimizer, and where its second gradient is taken at once."""
     base = optax.sgd(RATE, momentum=0.9)
     ascent = optax.chain(ov.clean_gradient(), ov.sam_perturb(RHO))
-    asynchronous, parallelized = ov.lagged(base, ascent), ov.sampa(base, RATE, RHO)
+    asynchronous, parallelized = (
+        ov.lagged(base, ascent),
+        ov.sampa(base, RHO, learning_rate=RATE),
+    )
     return {
         "SAM": (ov.sam(base, RHO), None),
         "AsyncSAM, one after the other": (asynchronous, None),

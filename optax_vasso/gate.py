@@ -66,8 +66,9 @@ class BernoulliState(NamedTuple):
 
     Attributes:
       step: steps so far, an int32 scalar.
-      key: the key of the next draw: raw uint32 words of shape (2,), so that the state
-        stays a tree of plain arrays for checkpoints, ``pmap`` and NumPy.
+      key: the key of the next draw: its raw uint32 words, of shape (2,) for JAX's
+        default keys, so that the state stays a tree of plain arrays for checkpoints,
+        ``pmap`` and NumPy.
     """
 
     step: jax.Array
@@ -79,13 +80,16 @@ class AdaptiveState(NamedTuple):
 
     Attributes:
       step: steps so far, an int32 scalar.
-      mean: running mean of ‖g‖², a float32 (under x64 float64) scalar.
-      variance: running variance of ‖g‖², likewise.
+      weight: sum of the weights in the averages, a float32 (under x64 float64) scalar:
+        0 before the first step, then it approaches 1.
+      length: √μ_t, the root of the running mean of ‖g‖², likewise.
+      deviation: σ_t/μ_t, the running deviation of ‖g‖² in units of its mean, likewise.
     """
 
     step: jax.Array
-    mean: jax.Array
-    variance: jax.Array
+    weight: jax.Array
+    length: jax.Array
+    deviation: jax.Array
 
 
 def always() -> Gate:
@@ -139,8 +143,8 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
     Args:
       p: probability, in (0, 1]: a number, a schedule of the step, or a traced scalar.
       seed: an integer, or a key of :func:`jax.random.key` or
-        :func:`jax.random.PRNGKey`, which is copied. Data-parallel processes need the
-        same seed, or they would not ascend together.
+        :func:`jax.random.PRNGKey` in any implementation, which is copied. Data-parallel
+        processes need the same seed, or they would not ascend together.
 
     Raises:
       ValueError: if p is a number outside (0, 1].
@@ -150,6 +154,8 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
       <https://arxiv.org/abs/2509.02433>`_, 2025.
     """
     check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
+
+    impl = _key_impl(seed)
 
     def init() -> BernoulliState:
         if is_key(seed):
@@ -165,9 +171,11 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
         state: BernoulliState, **extra_args: Any
     ) -> tuple[jax.Array, BernoulliState]:
         del extra_args
-        key, draw = jax.random.split(state.key)
+        key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
         ascend = jax.random.bernoulli(draw, value_at(p, state.step))
-        return ascend, BernoulliState(optax.safe_increment(state.step), key)
+        return ascend, BernoulliState(
+            optax.safe_increment(state.step), jax.random.key_data(key)
+        )
 
     return Gate(init, update)
 
@@ -179,6 +187,11 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
     μ_t = δ μ_{t−1} + (1 − δ) ‖g_t‖² and σ²_t = δ σ²_{t−1} + (1 − δ) (‖g_t‖² − μ_t)²,
     which start at zero. SAM differs from plain training mainly on batches on which the
     loss is steep.
+
+    One bad step does not close the gate for long: a gradient that is not finite leaves
+    the averages as they are, and does not ascend; one above ten times the root mean
+    square of those before it ascends, and counts as twice that root mean square, so
+    that the averages still follow gradients that stay large.
 
     Args:
       threshold: c, how many deviations above the mean a gradient has to be: a finite
@@ -199,8 +212,8 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
     check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init() -> AdaptiveState:
-        mean, variance = numerics.state_scalar(), numerics.state_scalar()
-        return AdaptiveState(jnp.zeros((), jnp.int32), mean, variance)
+        scalars = [numerics.state_scalar() for _ in range(3)]
+        return AdaptiveState(jnp.zeros((), jnp.int32), *scalars)
 
     def update(
         state: AdaptiveState, *, grads: Any = None, **extra_args: Any
@@ -210,20 +223,62 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
                 "gate.adaptive needs the clean gradient: call "
                 "update(state, grads=grads), as sharpness_aware does."
             )
-        dtype = state.mean.dtype
-        kept = jnp.asarray(value_at(decay, state.step), dtype)
-        square = jnp.square(numerics.norm(grads)).astype(dtype)
-        axis_name = extra_args.get("axis_name")
-        if axis_name is not None:  # a local ascent: all devices decide alike
-            square = jax.lax.pmean(square, axis_name)
-        mean = kept * state.mean + (1 - kept) * square
-        variance = kept * state.variance + (1 - kept) * (square - mean) ** 2
-        bound = mean + value_at(threshold, state.step) * jnp.sqrt(variance)
-        return square >= bound, AdaptiveState(
-            optax.safe_increment(state.step), mean, variance
+        dtype = state.length.dtype
+        newest = numerics.norm(grads).astype(dtype)
+        if extra_args.get("axis_name") is not None:  # local ascent: all decide alike
+            newest = _root_mean_square(newest, extra_args["axis_name"])
+        decayed = jnp.asarray(value_at(decay, state.step), dtype)
+        old, new = jnp.sqrt(decayed), jnp.sqrt(1 - decayed)
+
+        # Lengths and ratios of them, not ‖g‖² and its variance: these leave the range
+        # of float32 for gradients of 1e10.
+        usual = state.length / jnp.sqrt(_or_one(state.weight))
+        is_extreme = (usual > 0) & (newest > 10 * usual)
+        counted = jnp.where(is_extreme, 2 * usual, newest)
+        length = jnp.hypot(old * state.length, new * counted)
+        unit = _or_one(length)
+        share = (old * state.length / unit) ** 2
+        deviation = jnp.hypot(
+            state.deviation * share / _or_one(old),
+            new * ((counted / unit) ** 2 - 1),
         )
+        # It grows while gradients vanish, and infinite it would stay.
+        deviation = jnp.where(length == 0, 0, jnp.minimum(deviation, 1e12))
+        weight = decayed * state.weight + (1 - decayed)
+
+        bound = 1 + value_at(threshold, state.step) * deviation
+        is_finite = jnp.isfinite(newest)
+        is_open = (jnp.where(length == 0, 1, newest / unit) ** 2 >= bound) & is_finite
+        averages = [
+            jnp.where(is_finite, after, before)
+            for after, before in zip(
+                (weight, length, deviation), state[1:], strict=True
+            )
+        ]
+        return is_open, AdaptiveState(optax.safe_increment(state.step), *averages)
 
     return Gate(init, update)
+
+
+def _root_mean_square(value: jax.Array, axis_name: str) -> jax.Array:
+    """Over a mapped axis, without the square of anything above one."""
+    largest = jax.lax.pmax(value, axis_name)
+    mean = jax.lax.pmean((value / _or_one(largest)) ** 2, axis_name)
+    return largest * jnp.sqrt(mean)
+
+
+def _or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor == 0, 1, divisor)
+
+
+def _key_impl(seed: int | jax.Array) -> Any:
+    """The implementation of a key, which raw words have by their number."""
+    if is_key(seed):
+        return jax.random.key_impl(seed)
+    default = jax.random.key_data(jax.random.key(0)).shape
+    if jnp.ndim(seed) == 0 or jnp.shape(seed)[-1:] == default:
+        return None  # the one that jax.config names
+    return "rbg" if jnp.shape(seed)[-1] == 4 else "threefry2x32"
 
 
 def all_of(*gates: Gate) -> Gate:

@@ -176,7 +176,7 @@ def evasso(
       >>> state, ascended = optimizer.init(params), 0
       >>> for _ in range(20):
       ...     state = step(state)
-      ...     ascended += int(state.metrics["ascended"])
+      ...     ascended += int(state.report.metrics["ascended"])
       >>> 0 < ascended < 20
       True
 
@@ -374,7 +374,7 @@ def looksam(
       >>> ascended = []
       >>> for _ in range(4):
       ...     _, state = optimizer.update(params, state, params, grad_fn=lambda x: x)
-      ...     ascended.append(bool(state.metrics["ascended"]))
+      ...     ascended.append(bool(state.report.metrics["ascended"]))
       >>> ascended
       [True, False, False, True]
 

@@ -15,7 +15,8 @@ from optax_vasso._internal.checks import (
     check_transformation,
     require_params,
 )
-from optax_vasso._internal.trees import clear_metrics, find_states
+from optax_vasso._internal.extra_args import with_synonyms
+from optax_vasso._internal.trees import Report, clear_metrics, find_states
 from optax_vasso.steps.one_gradient import LaggedState
 
 __all__ = [
@@ -35,7 +36,7 @@ class SkipState(NamedTuple):
       total: steps skipped since the start, an int32 scalar.
       loss_scale: the loss scale, ``()`` without one.
       optimizer_state: the state of the optimizer, of the last step that was taken.
-      metrics: ``finite``, whether the last step was taken, a boolean scalar; and
+      report: ``finite``, whether the last step was taken, a boolean scalar; and
         ``skipped``, the total of those that were not.
     """
 
@@ -43,7 +44,7 @@ class SkipState(NamedTuple):
     total: jax.Array
     loss_scale: Any
     optimizer_state: optax.OptState
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 def skip_nonfinite(
@@ -86,7 +87,7 @@ def skip_nonfinite(
       >>> state = optimizer.init(params)
       >>> overflows = lambda x: x / 0.0  # in the perturbed pass only
       >>> updates, state = optimizer.update(params, state, params, grad_fn=overflows)
-      >>> print(updates, state.metrics["finite"], state.metrics["skipped"])
+      >>> print(updates, *state.report.metrics.values())
       [0. 0.] False 1
     """
     check_transformation("optimizer", optimizer)
@@ -105,7 +106,9 @@ def skip_nonfinite(
             # A copy, since a train step donates its state.
             loss_scale=jax.tree.map(jnp.array, loss_scale),
             optimizer_state=optimizer.init(params),
-            metrics={"finite": jnp.ones((), bool), "skipped": jnp.zeros((), jnp.int32)},
+            report=Report(
+                {"finite": jnp.ones((), bool), "skipped": jnp.zeros((), jnp.int32)}
+            ),
         )
 
     def update_fn(
@@ -117,7 +120,7 @@ def skip_nonfinite(
             updates, state.optimizer_state, params, **extra_args
         )
         finite = all_finite(
-            (extra_args.get("value"), updates, new_updates)
+            (with_synonyms(extra_args).get("value"), updates, new_updates)
         ) & _stays_finite(state.optimizer_state, optimizer_state)
         axis_name = extra_args.get("axis_name")
         if axis_name is not None:
@@ -139,7 +142,7 @@ def skip_nonfinite(
                 optimizer_state=_where(
                     finite, optimizer_state, clear_metrics(state.optimizer_state)
                 ),
-                metrics={"finite": finite, "skipped": state.total + skipped},
+                report=Report({"finite": finite, "skipped": state.total + skipped}),
             ),
         )
 

@@ -71,7 +71,7 @@ RECIPES = {
     ),
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),
-    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, 1e-3, rho),
+    "sampa": lambda optimizer, rho=0.1: ov.sampa(optimizer, rho, learning_rate=1e-3),
     "async_vasso": lambda optimizer, rho=0.1: ov.lagged(
         optimizer,
         optax.chain(ov.clean_gradient(), ov.vasso_ema(0.4), ov.sam_perturb(rho)),

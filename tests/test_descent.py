@@ -143,7 +143,7 @@ def test_looksam_composes_with_vasso_and_a_base_optimizer():
             jax.grad(loss)(x), state, x, grad_fn=jax.grad(loss)
         )
         x = optax.apply_updates(x, updates)
-        return (x, state), (state.metrics["ascended"], loss(x))
+        return (x, state), (state.report.metrics["ascended"], loss(x))
 
     x = jnp.asarray([2.0, 1.0])
     carry = x, optimizer.init(x)

@@ -261,7 +261,7 @@ def test_a_mask_gives_all_of_the_radius_to_the_chosen_leaves(name):
 def test_a_perturbation_that_does_not_arrive_is_reported(harm, arrived):
     optimizer = ov.metrics.track_arrival(lagged())
     state, params = optimizer.init(PARAMS), PARAMS
-    assert float(state.metrics["arrived"]) == 1
+    assert float(state.report.metrics["arrived"]) == 1
     # The first step perturbs, the second finds what has become of it.
     update = jax.jit(optimizer.update)
     updates, state = update(jax.grad(loss)(params), state, params)
@@ -276,7 +276,7 @@ def test_a_perturbation_that_does_not_arrive_is_reported(harm, arrived):
         assert arrived < 0.2
     params = optax.apply_updates(params, harmed)
     _, state = update(jax.grad(loss)(params), state, params)
-    assert float(state.metrics["arrived"]) == pytest.approx(arrived, abs=1e-5)
+    assert float(state.report.metrics["arrived"]) == pytest.approx(arrived, abs=1e-5)
 
 
 def test_parameters_that_were_overwritten_are_reported():
@@ -285,7 +285,7 @@ def test_parameters_that_were_overwritten_are_reported():
     _, state = optimizer.update(jax.grad(loss)(PARAMS), optimizer.init(PARAMS), PARAMS)
     other = jax.tree.map(lambda x: 0.9 * x, PARAMS)
     _, state = optimizer.update(jax.grad(loss)(other), state, other)
-    assert abs(float(state.metrics["arrived"]) - 1) > 0.1
+    assert abs(float(state.report.metrics["arrived"]) - 1) > 0.1
 
 
 def test_the_state_of_one_array_is_not_that_of_several():

@@ -150,10 +150,10 @@ def test_a_closed_gate_takes_no_second_gradient_and_the_average_still_moves():
         np.testing.assert_allclose(
             flat(optax.tree.get(state, "ema")), average, rtol=1e-5, atol=1e-7
         )
-        assert bool(state.metrics["ascended"]) == (t % 4 == 0)
+        assert bool(state.report.metrics["ascended"]) == (t % 4 == 0)
         if t % 4:
             np.testing.assert_allclose(flat(params), 0.9 * flat(before), rtol=1e-6)
-            assert float(state.metrics["perturbed_loss"]) == 0
+            assert float(state.report.metrics["perturbed_loss"]) == 0
         else:
             assert np.abs(flat(params) - 0.9 * flat(before)).max() > 1e-4
     assert len(calls) == 8 + 2

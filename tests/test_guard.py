@@ -77,7 +77,9 @@ def lengths_under_guard(losses, **options):
     for loss in losses:
         perturbation, state = ascent.update(grads, state, value=jnp.asarray(loss))
         lengths.append(float(jnp.linalg.norm(perturbation)))
-        np.testing.assert_allclose(state.metrics["guard"], lengths[-1], rtol=1e-6)
+        np.testing.assert_allclose(
+            state.report.metrics["guard"], lengths[-1], rtol=1e-6
+        )
     return lengths, state
 
 
@@ -108,7 +110,7 @@ def test_patience_is_counted_anew_once_something_is_learned():
 def test_one_loss_that_is_not_finite_does_not_close_the_guard_for_good(broken):
     _, state = lengths_under_guard((broken, 0.5, 0.5, broken, 0.5))
     assert jnp.isfinite(state.loss)
-    assert state.metrics["guard"] == 1
+    assert state.report.metrics["guard"] == 1
 
 
 def test_a_training_that_learns_at_once_is_not_changed_by_the_guard():

@@ -582,7 +582,7 @@ def test_tree_map_params_finds_the_averages():
     )
     assert optax.tree.get(specs, "ema") == names
     assert optax.tree.get(specs, "trace") == names
-    assert set(jax.tree.leaves((specs.metrics, specs.ascent_state[1]))) == {
+    assert set(jax.tree.leaves((specs.report.metrics, specs.ascent_state[1]))) == {
         "replicated"
     }
 

@@ -77,8 +77,8 @@ def test_a_line_search_by_hand_takes_value_fn_in_place_of_grad_fn():
     )
     np.testing.assert_allclose(params, expected, rtol=1e-5, atol=1e-7)
     assert loss(params) < 0.01 * loss(START)
-    assert bool(state.metrics["ascended"])
-    assert float(state.metrics["perturbed_loss"]) > 0
+    assert bool(state.report.metrics["ascended"])
+    assert float(state.report.metrics["perturbed_loss"]) > 0
 
 
 @pytest.mark.parametrize("method", [ov.vasso, ov.lagged_vasso])
@@ -98,6 +98,6 @@ def test_value_fn_alone_will_do_for_a_two_gradient_optimizer():
     )
     np.testing.assert_allclose(by_value, by_grad, rtol=1e-6)
     point = START + 0.5 * grads / jnp.linalg.norm(grads)
-    assert float(state.metrics["perturbed_loss"]) == pytest.approx(
+    assert float(state.report.metrics["perturbed_loss"]) == pytest.approx(
         float(loss(point)), rel=1e-6
     )

@@ -45,7 +45,7 @@ def measured(transform, steps):
     for seen in steps:
         updates, state = compiled(transform)(seen, state)
         chex.assert_trees_all_equal(updates, seen.descent)
-    return state.metrics
+    return state.report.metrics
 
 
 STABILITY = track(ov.metrics.stability)
@@ -163,7 +163,7 @@ def test_a_lagged_optimizer_is_measured_at_the_perturbation_of_its_gradient():
         optax.sgd(0.1),
     )
     points, states = trained(ov.lagged_vasso(base, 0.3))
-    metrics = [state.optimizer_state[0].metrics for state in states]
+    metrics = [state.optimizer_state[0].report.metrics for state in states]
     assert float(metrics[0]["perturbation_norm"]) == float(metrics[0]["cosine"]) == 0
     for t in (1, 2):
         clean = ov.eval_params(states[t - 1], points[t])
@@ -186,7 +186,7 @@ def test_what_is_not_perturbed_counts_nothing():
             _, state = optimizer.update(
                 params, state, params, grad_fn=lambda params: params
             )
-        metrics = state.optimizer_state[0].metrics
+        metrics = state.optimizer_state[0].report.metrics
         assert float(metrics["perturbation_norm"]) == pytest.approx(0.5)
         assert float(metrics["cosine"]) == pytest.approx(5 / 27**0.5, rel=1e-5)
 
@@ -196,7 +196,7 @@ DEFAULTS = (ov.metrics.perturbation_norm, ov.metrics.cosine)
 
 def test_by_default_the_norm_and_the_cosine_are_measured():
     state = track().init(jnp.ones(2))
-    assert set(state.metrics) == {measure.__name__ for measure in DEFAULTS}
+    assert set(state.report.metrics) == {measure.__name__ for measure in DEFAULTS}
 
 
 def test_measures_of_ones_own_by_their_names():
@@ -254,7 +254,7 @@ def test_the_chain_is_what_is_measured():
     points, states = trained(ov.sharpness_aware(base, ascent))
     outputs, _ = run_chain(ascent, [grad_fn(x) for x in points], points[0])
     for state, expected in zip(states, outputs, strict=True):
-        measured_there = state.optimizer_state[0].metrics["e"]
+        measured_there = state.optimizer_state[0].report.metrics["e"]
         np.testing.assert_allclose(measured_there, expected, rtol=1e-6)
 
 

@@ -245,7 +245,7 @@ def test_sampa_is_its_formula():
         g, last = gradient(x + epsilon, t), gradient(x - RATE * last, t)
         x, epsilon = x - RATE * (0.7 * g + 0.3 * last), 0.4 * unit(last)
         points.append(x)
-    optimizer = ov.sampa(optax.sgd(RATE), RATE, rho=0.4, lmbda=0.3)
+    optimizer = ov.sampa(optax.sgd(RATE), 0.4, learning_rate=RATE, lmbda=0.3)
     actual = trained(optimizer, is_lagged=True)
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
 
@@ -253,7 +253,7 @@ def test_sampa_is_its_formula():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        ov.sampa(optax.sgd(RATE), RATE),
+        ov.sampa(optax.sgd(RATE), learning_rate=RATE),
         ov.lagged(optax.sgd(RATE), optax.chain(ov.clean_gradient())),
     ],
     ids=["sampa", "clean_gradient"],

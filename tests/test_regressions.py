@@ -197,7 +197,7 @@ def test_a_gate_takes_gradients_of_two_dtypes():
             params,
             grad_fn=jax.grad(loss),
         )
-        assert bool(state.metrics["ascended"]) == expected
+        assert bool(state.report.metrics["ascended"]) == expected
         assert updates.dtype == jnp.bfloat16
 
 

@@ -127,17 +127,19 @@ def test_the_metrics_are_what_costs_nothing():
     ascent = optax.chain(ov.vasso_ema(0.3), ov.sam_perturb(0.2))
     optimizer = ov.sharpness_aware(optax.sgd(0.1), ascent)
     state = optimizer.init(params)
-    assert not bool(state.metrics["ascended"])
+    assert not bool(state.report.metrics["ascended"])
     gradients = [random_tree(1), random_tree(2)]
     for gradient in gradients:
         _, state = optimizer.update(
             gradient, state, params, grad_fn=jax.value_and_grad(loss)
         )
     (_, epsilon), _ = run_chain(ascent, gradients)
-    assert set(state.metrics) == {"ascended", "perturbed_loss"}
-    assert bool(state.metrics["ascended"])
+    assert set(state.report.metrics) == {"ascended", "perturbed_loss"}
+    assert bool(state.report.metrics["ascended"])
     expected = float(loss(optax.apply_updates(params, epsilon)))
-    assert float(state.metrics["perturbed_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(state.report.metrics["perturbed_loss"]) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_value_fn_will_do_in_place_of_a_grad_fn():
@@ -161,10 +163,10 @@ def test_a_grad_fn_with_or_without_values_gives_the_same_update():
     params = (jnp.asarray(2.0), (jnp.asarray(1.0), jnp.asarray([3.0])))
     loss = quadratic()
     plain, state = one_update(ov.sam(optax.sgd(0.1)), params, jax.grad(loss))
-    assert float(state.metrics["perturbed_loss"]) == 0
+    assert float(state.report.metrics["perturbed_loss"]) == 0
     valued, state = one_update(ov.sam(optax.sgd(0.1)), params, jax.value_and_grad(loss))
     np.testing.assert_array_equal(flat(plain), flat(valued))
-    assert float(state.metrics["perturbed_loss"]) > 0
+    assert float(state.report.metrics["perturbed_loss"]) > 0
 
 
 def test_low_precision_parameters_keep_their_dtype():

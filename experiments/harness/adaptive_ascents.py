@@ -20,6 +20,7 @@ from optax_vasso._internal.checks import (
     check_transformation,
     value_at,
 )
+from optax_vasso._internal.trees import Report
 from optax_vasso.ascent.smoothing import (
     cast_to_updates,
     moving_average,
@@ -39,14 +40,14 @@ class SelfTunedEmaState(NamedTuple):
       innovation: e_t/‖e_t‖ of the last step, e_t = g_t − d_{t−1}, likewise; zero before
         the second gradient.
       gain: θ as the innovations have left it, a float32 (under x64 float64) scalar.
-      metrics: ``theta``, the weight that the last gradient got, likewise.
+      report: ``theta``, the weight that the last gradient got, likewise.
     """
 
     step: jax.Array
     ema: PyTree
     innovation: PyTree
     gain: jax.Array
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 class ProjectedState(NamedTuple):
@@ -56,13 +57,13 @@ class ProjectedState(NamedTuple):
       step: calls so far, an int32 scalar.
       cosine: the moving average of cos(d, g), a float32 (under x64 float64) scalar.
       smoothing_state: the state of the transformation that gives d.
-      metrics: ``rho``, the length of the last perturbation, likewise.
+      report: ``rho``, the length of the last perturbation, likewise.
     """
 
     step: jax.Array
     cosine: jax.Array
     smoothing_state: optax.OptState
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 def self_tuned_ema(
@@ -113,7 +114,7 @@ def self_tuned_ema(
       >>> state = smooth.init(jnp.zeros(2))
       >>> for slope in (1.0, -1.0, 1.0, -1.0):
       ...     direction, state = smooth.update(jnp.full(2, slope), state)
-      >>> print(state.metrics["theta"])
+      >>> print(state.report.metrics["theta"])
       0.450
 
     References:
@@ -132,7 +133,7 @@ def self_tuned_ema(
             ema=zeros_like(params, accumulator_dtype),
             innovation=zeros_like(params, accumulator_dtype),
             gain=numerics.state_scalar(value_at(start, jnp.zeros((), jnp.int32))),
-            metrics={"theta": numerics.state_scalar()},
+            report=Report({"theta": numerics.state_scalar()}),
         )
 
     def update_fn(
@@ -156,7 +157,7 @@ def self_tuned_ema(
             ema=numerics.cast_like(average, state.ema),
             innovation=_kept(innovation, state.innovation, is_first),
             gain=gain,
-            metrics={"theta": theta},
+            report=Report({"theta": theta}),
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -209,7 +210,7 @@ def projected_perturb(
       >>> state = ascent.init(jnp.zeros(2))
       >>> for grads in (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])):
       ...     perturbation, state = ascent.update(grads, state)
-      ...     print(perturbation, state.metrics["rho"])
+      ...     print(perturbation, state.report.metrics["rho"])
       [0.1 0. ] 0.1
       [0.072 0.072] 0.101
     """
@@ -225,7 +226,7 @@ def projected_perturb(
             step=jnp.zeros((), jnp.int32),
             cosine=numerics.state_scalar(1.0),
             smoothing_state=smoothing.init(params),
-            metrics={"rho": numerics.state_scalar()},
+            report=Report({"rho": numerics.state_scalar()}),
         )
 
     def update_fn(
@@ -247,7 +248,7 @@ def projected_perturb(
             step=optax.safe_increment(state.step),
             cosine=average,
             smoothing_state=smoothing_state,
-            metrics={"rho": rho},
+            report=Report({"rho": rho}),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

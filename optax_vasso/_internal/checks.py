@@ -192,7 +192,7 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
     """
     if not jax.tree.leaves(params):
         return params  # nothing to choose from, or the placeholder of map_params
-    tree = mask(params) if callable(mask) else True if mask is None else mask
+    tree = mask(params) if _is_function(mask) else True if mask is None else mask
     for path, chosen in jax.tree.leaves_with_path(tree):
         if not isinstance(chosen, bool | np.bool_):
             raise ValueError(
@@ -212,6 +212,12 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
             f"({tree_difference(tree, params)}): pass a tree of booleans like the "
             "parameters, a prefix of one, or a function of them."
         ) from error
+
+
+def _is_function(value: Any) -> bool:
+    """Whether a value is to be called, and is no tree: Equinox's modules are both."""
+    is_tree = not jax.tree_util.all_leaves([value])
+    return callable(value) and (not is_tree or isinstance(value, jax.tree_util.Partial))
 
 
 def require_params(params: PyTree, where: str) -> None:

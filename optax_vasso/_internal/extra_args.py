@@ -1,47 +1,92 @@
 """Extra arguments of ``update``: Optax passes all of them to every transformation.
 
-A line search is the exception: it takes what it does not know for an argument of
-``value_fn`` and refuses the rest.
+A line search is the exception: it passes unknown arguments to ``value_fn``, and raises
+if it does not accept them. So who adds an argument lets ``value_fn`` ignore it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 ValueFn = Callable[..., jax.Array]
-# What sharpness_aware and lagged tell the base optimizer, and make_train_step beside
-# the arguments that line searches know.
-OURS = ("clean_grads", "ascended", "perturbation", "grad_fn", "obj_fn", "axis_name")
+# The names that other stacks have for an argument of Optax.
+_SYNONYMS = {"value": "loss", "value_fn": "obj_fn"}
 
 
-def ignore_ours(value_fn: ValueFn) -> ValueFn:
-    """The function, with a signature that takes our extra arguments and drops them."""
-    signature = inspect.signature(value_fn)
-    known = list(signature.parameters.values())
-    names = [name for name in OURS if name not in signature.parameters]
-
-    @functools.wraps(value_fn)
-    def without_ours(*args: Any, **kwargs: Any) -> jax.Array:
-        return value_fn(*args, **{k: v for k, v in kwargs.items() if k not in names})
-
-    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
-    rest = [p for p in known if p.kind is inspect.Parameter.VAR_KEYWORD]
-    first = [p for p in known if p not in rest]
-    without_ours.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*first, *ours, *rest]
-    )
-    return without_ours
+def with_synonyms(extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with ``loss`` and ``obj_fn`` under Optax's names as well."""
+    added = {
+        name: extra_args[other]
+        for name, other in _SYNONYMS.items()
+        if extra_args.get(name) is None and extra_args.get(other) is not None
+    }
+    if callable(added.get("value")):  # some pass the function under this name
+        del added["value"]
+    everything = extra_args | added
+    others = [name for name in _SYNONYMS.values() if name in extra_args]
+    if others and everything.get("value_fn") is not None:
+        everything["value_fn"] = _ignoring(everything["value_fn"], others)
+    return everything
 
 
-def bind(value_fn: ValueFn, extra_args: dict[str, Any]) -> ValueFn:
-    """``value_fn`` as a function of the parameters alone, as a line search calls it."""
-    _, *names = inspect.signature(value_fn).parameters
-    return functools.partial(
+def passing(extra_args: dict[str, Any], **added: Any) -> dict[str, Any]:
+    """The arguments and those that we add; a line search does not mind the latter."""
+    everything = extra_args | added
+    if extra_args.get("value_fn") is not None:
+        everything["value_fn"] = _ignoring(extra_args["value_fn"], added)
+    return everything
+
+
+def gradient_fn(grad_fn: Any, extra_args: dict[str, Any]) -> Any:
+    """``grad_fn``, or else value and gradient of ``value_fn``, or None without both.
+
+    The gradient of complex parameters is conjugated, as Optax has it.
+    """
+    value_fn = extra_args.get("value_fn")
+    if grad_fn is not None or value_fn is None:
+        return grad_fn
+    names = list(_parameters(value_fn))[1:]
+    bound = functools.partial(
         value_fn, **{name: extra_args[name] for name in names if name in extra_args}
     )
+
+    def value_and_grad(params: PyTree) -> tuple[jax.Array, PyTree]:
+        value, grads = jax.value_and_grad(bound)(params)
+        return value, jax.tree.map(jnp.conj, grads)
+
+    return value_and_grad
+
+
+def _ignoring(value_fn: ValueFn, names: Iterable[str]) -> ValueFn:
+    """The function, with a signature that takes these arguments, and drops them."""
+    parameters = _parameters(value_fn)
+    dropped = [name for name in names if name not in parameters]
+
+    @functools.wraps(value_fn)
+    def without(*args: Any, **kwargs: Any) -> jax.Array:
+        return value_fn(*args, **{k: v for k, v in kwargs.items() if k not in dropped})
+
+    rest = [p for p in parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    without.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(p for p in parameters.values() if p not in rest),
+            *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in dropped),
+            *rest,
+        ]
+    )
+    return without
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # built in: of the parameters alone
+        only = inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
+        return {"params": only}

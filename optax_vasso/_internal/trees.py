@@ -1,21 +1,35 @@
 """Finding things inside an optimizer's state.
 
-A state reports on the last step in a field ``metrics``, a dictionary of scalars. That
-is the whole protocol: readers look for the field, and need not know the type of a
-state.
+States are found by their type, never by the name of a field: the parameters of users,
+and with them moments and averages, have fields of every name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
 State = TypeVar("State")
-_METRICS = jax.tree_util.GetAttrKey("metrics")
+# Types of states, with those of their fields that belong to an ascent.
+_ASCENDING: dict[type, tuple[str, ...]] = {}
+
+
+class Report(NamedTuple):
+    """What a state says of the last step: the metrics that a train step returns.
+
+    Put one into any field of a state, and :func:`optax_vasso.make_train_step` returns
+    its metrics.
+
+    Attributes:
+      metrics: arrays by name, usually scalars. In a new state they are zero, and so are
+        those of a step in which the transformation was not called.
+    """
+
+    metrics: dict[str, Any]
 
 
 def find_states(tree: PyTree, kind: type[State]) -> list[State]:
@@ -24,18 +38,39 @@ def find_states(tree: PyTree, kind: type[State]) -> list[State]:
 
 
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
-    """The metrics of all states in a tree by name; of equal names the innermost."""
-    return {
-        "/".join(map(_name, path[path.index(_METRICS) + 1 :])): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if _METRICS in path
-    }
+    """The metrics of all reports in a tree by name, ``outer/inner`` where nested.
+
+    Raises a ValueError if two of them have one name.
+    """
+    return merge_metrics(
+        *(
+            {"/".join(map(_name, path)): leaf}
+            for report in find_states(tree, Report)
+            for path, leaf in jax.tree.leaves_with_path(report.metrics)
+        )
+    )
+
+
+def merge_metrics(*parts: dict[str, Any]) -> dict[str, Any]:
+    """All metrics in one dictionary; a ValueError if two of them have one name."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for name in part:
+            if name in merged:
+                raise ValueError(
+                    f"two metrics of this train step are called {name!r}: name what "
+                    "you measure apart, as in track(other_name=measure)."
+                )
+        merged |= part
+    return merged
 
 
 def map_metrics(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """The tree with a function applied to all metrics."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(leaf) if _METRICS in path else leaf, tree
+    return jax.tree.map(
+        lambda node: jax.tree.map(function, node) if _is_report(node) else node,
+        tree,
+        is_leaf=_is_report,
     )
 
 
@@ -44,17 +79,60 @@ def clear_metrics(tree: PyTree) -> PyTree:
     return map_metrics(jnp.zeros_like, tree)
 
 
+def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
+    """Register the fields of a NamedTuple that hold what belongs to an ascent.
+
+    A local ascent has them once for each group. What has a field ``ascent_state`` among
+    them perturbs the parameters.
+    """
+
+    def register(kind: type[State]) -> type[State]:
+        _ASCENDING[kind] = fields
+        return kind
+
+    return register
+
+
+def map_ascent(
+    on_ascent: Callable[[Any], Any], on_rest: Callable[[Any], Any], tree: PyTree
+) -> PyTree:
+    """Map one function over the leaves of :func:`of_ascent`, another over the rest."""
+
+    def at(node: Any) -> Any:
+        if type(node) not in _ASCENDING:
+            return on_rest(node)
+        own = _ASCENDING[type(node)]
+        return node._replace(
+            **{
+                name: (
+                    jax.tree.map(on_ascent, part)
+                    if name in own
+                    else map_ascent(on_ascent, on_rest, part)
+                )
+                for name, part in node._asdict().items()
+            }
+        )
+
+    return jax.tree.map(at, tree, is_leaf=lambda node: type(node) in _ASCENDING)
+
+
 def check_not_nested(**states: PyTree) -> None:
     """Raise a ValueError if one of the states is that of a perturbed optimizer."""
     for name, state in states.items():
-        found = _find(state, lambda node: hasattr(node, "ascent_state"))
+        found = _find(
+            state, lambda node: "ascent_state" in _ASCENDING.get(type(node), ())
+        )
         if found:
             what = type(found[0]).__name__.removesuffix("State")
             raise ValueError(
-                f"{name} contains a sharpness-aware optimizer already ({what}), "
-                "and a perturbation of a perturbed step has no meaning: pass a base "
-                "optimizer and an ascent chain, of which each perturbs nothing itself."
+                f"{name} contains a sharpness-aware optimizer already ({what}), and "
+                "it cannot be perturbed again: pass a plain base optimizer and a plain "
+                "ascent chain."
             )
+
+
+def _is_report(node: Any) -> bool:
+    return isinstance(node, Report)
 
 
 def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:

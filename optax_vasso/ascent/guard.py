@@ -18,6 +18,7 @@ from optax_vasso._internal.checks import (
     check_transformation,
     value_at,
 )
+from optax_vasso._internal.trees import Report
 from optax_vasso.ascent.perturb import sam_perturb
 from optax_vasso.ascent.smoothing import vasso_ema
 
@@ -32,7 +33,7 @@ class CollapseGuardState(NamedTuple):
       loss: the moving average of the loss, a float32 (under x64 float64) scalar.
       waited: calls since it was last below the margin, an int32 scalar.
       guarded_state: the state of the ascent chain that is guarded.
-      metrics: ``guard``, the share in [0, 1] of the perturbation that was let through,
+      report: ``guard``, the share in [0, 1] of the perturbation that was let through,
         a float32 (under x64 float64) scalar.
     """
 
@@ -40,7 +41,7 @@ class CollapseGuardState(NamedTuple):
     loss: jax.Array
     waited: jax.Array
     guarded_state: optax.OptState
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 def collapse_guard(
@@ -100,7 +101,7 @@ def collapse_guard(
       >>> state = ascent.init(grads)
       >>> for loss in (2.0, 1.75, 1.0):
       ...     perturbation, state = ascent.update(grads, state, value=loss)
-      ...     print(perturbation, state.metrics["guard"])
+      ...     print(perturbation, state.report.metrics["guard"])
       [0.3 0.4] 1.0
       [0.15 0.2 ] 0.5
       [0.3 0.4] 1.0
@@ -122,7 +123,7 @@ def collapse_guard(
             loss=loss,
             waited=jnp.zeros((), jnp.int32),
             guarded_state=ascent.init(params),
-            metrics={"guard": guard},
+            report=Report({"guard": guard}),
         )
 
     def update_fn(
@@ -162,7 +163,7 @@ def collapse_guard(
             loss=loss,
             waited=waited,
             guarded_state=guarded_state,
-            metrics={"guard": share},
+            report=Report({"guard": share}),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

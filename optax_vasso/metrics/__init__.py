@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optax_vasso._internal.trees import Report
 from optax_vasso.metrics.arrival import check_uphill, track_arrival
 from optax_vasso.metrics.tracking import (
     Measure,
@@ -17,6 +18,7 @@ from optax_vasso.metrics.tracking import (
 
 __all__ = [
     "Measure",
+    "Report",
     "Seen",
     "arrival",
     "check_uphill",

@@ -17,7 +17,7 @@ from optax_vasso._internal.checks import (
     is_left_out,
     require_params,
 )
-from optax_vasso._internal.trees import collect_metrics
+from optax_vasso._internal.trees import Report, collect_metrics
 from optax_vasso.steps.one_gradient import LaggedState
 
 PyTree = Any
@@ -28,12 +28,12 @@ class ArrivalState(NamedTuple):
 
     Attributes:
       expected: ⟨y, ε⟩ of the parameters as they should be at the next step, a scalar.
-      metrics: ``arrived``, the share of ‖ε‖² that the parameters took in.
+      report: ``arrived``, the share of ‖ε‖² that the parameters took in.
       optimizer_state: the state of the optimizer.
     """
 
     expected: jax.Array
-    metrics: dict[str, jax.Array]
+    report: Report
     optimizer_state: optax.OptState
 
 
@@ -74,7 +74,7 @@ def track_arrival(
       >>> for _ in range(2):
       ...     updates, state = optimizer.update(params, state, params)
       ...     params = optax.apply_updates(params, 0.5 * updates)
-      >>> print(state.metrics["arrived"])
+      >>> print(state.report.metrics["arrived"])
       0.5
     """
     check_transformation("optimizer", optimizer)
@@ -88,7 +88,8 @@ def track_arrival(
                 "lagged or lagged_vasso itself."
             )
         zero = numerics.state_scalar()
-        return ArrivalState(zero, {"arrived": jnp.ones_like(zero)}, optimizer_state)
+        report = Report({"arrived": jnp.ones_like(zero)})
+        return ArrivalState(zero, report, optimizer_state)
 
     def update_fn(
         updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
@@ -110,8 +111,9 @@ def track_arrival(
         )
         expected = _projection(following, optimizer_state.perturbation)
         dtype = state.expected.dtype
+        report = Report({"arrived": arrived.astype(dtype)})
         return new_updates, ArrivalState(
-            expected.astype(dtype), {"arrived": arrived.astype(dtype)}, optimizer_state
+            expected.astype(dtype), report, optimizer_state
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

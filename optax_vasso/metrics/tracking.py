@@ -25,6 +25,7 @@ from optax_vasso._internal.checks import (
     check_state,
     require_params,
 )
+from optax_vasso._internal.trees import Report, of_ascent
 
 PyTree = Any
 
@@ -74,19 +75,23 @@ class Measure(NamedTuple):
     update: Callable[[Seen, PyTree], tuple[jax.Array, PyTree]]
 
 
+@of_ascent("measure_states")
 class TrackState(NamedTuple):
     """State of :func:`track`.
 
     Attributes:
       step: updates so far, an int32 scalar.
-      metrics: the measures of the last step by name; zero before the first step, and
+      report: the measures of the last step by name; zero before the first step, and
         after one that did not ascend.
+      kept: the same measures since the last step that was measured, in their order, or
+        ``()`` where every step is. A report may be cleared by what is around.
       measure_states: what each of the measures remembers, in their order; without
         names, so that ``optax.tree.get(state, name)`` finds the metric alone.
     """
 
     step: jax.Array
-    metrics: dict[str, jax.Array]
+    report: Report
+    kept: tuple[jax.Array, ...]
     measure_states: tuple[PyTree, ...]
 
 
@@ -199,10 +204,10 @@ def track(
         :func:`~optax_vasso.metrics.perturbation_norm` and
         :func:`~optax_vasso.metrics.cosine`.
       every: measure at steps 0, ``every``, 2 ``every``, ..., and keep the numbers in
-        between. A :class:`~optax_vasso.metrics.Measure` sees those steps alone:
-        :data:`~optax_vasso.metrics.stability` compares ε with that of the last step
-        that was measured. (Under :func:`jax.vmap` the
-        measures are computed at every step.)
+        between, also where those steps do not ascend. A
+        :class:`~optax_vasso.metrics.Measure` sees the measured steps alone:
+        :data:`~optax_vasso.metrics.stability` compares ε with that of the last of
+        them. (Under :func:`jax.vmap` the measures are computed at every step.)
       **named: more functions of a :class:`~optax_vasso.metrics.Seen`, such as
         closures, under these names.
 
@@ -247,9 +252,14 @@ def track(
         shapes = jax.eval_shape(
             lambda x: _take(chosen, Seen(x, x, x, x), states)[0], params
         )
+        zeros, kept = (
+            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            for _ in range(2)  # buffers of their own, to be donated once
+        )
         return TrackState(
             step=jnp.zeros((), jnp.int32),
-            metrics=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+            report=Report(dict(zip(names, zeros, strict=True))),
+            kept=() if every == 1 else kept,
             measure_states=states,
         )
 
@@ -275,24 +285,28 @@ def track(
         grads = updates if clean_grads is None else clean_grads
         seen = Seen(params, perturbation, grads, updates)
 
-        def measure() -> tuple[dict[str, jax.Array], tuple[PyTree, ...]]:
-            metrics, states = _take(chosen, seen, state.measure_states)
-            return _as(metrics, state.metrics), _as(states, state.measure_states)
+        def measure() -> tuple[tuple[jax.Array, ...], tuple[PyTree, ...]]:
+            values, states = _take(chosen, seen, state.measure_states)
+            like = tuple(state.report.metrics[name] for name in names)
+            # What would have been the perturbation of a step that did not ascend is
+            # none.
+            values = tuple(jnp.where(ascended, v, jnp.zeros_like(v)) for v in values)
+            return _as(values, like), _as(states, state.measure_states)
 
         if every == 1:
-            metrics, states = measure()
+            values, states = measure()
         else:
-            metrics, states = jax.lax.cond(
+            values, states = jax.lax.cond(
                 state.step % every == 0,
                 measure,
-                lambda: (state.metrics, state.measure_states),
+                lambda: (state.kept, state.measure_states),
             )
-        # What would have been the perturbation of a step that did not ascend is none.
-        metrics = jax.tree.map(
-            lambda value: jnp.where(ascended, value, jnp.zeros_like(value)), metrics
+        return updates, TrackState(
+            step=optax.safe_increment(state.step),
+            report=Report(dict(zip(names, values, strict=True))),
+            kept=() if every == 1 else values,
+            measure_states=states,
         )
-        step = optax.safe_increment(state.step)
-        return updates, TrackState(step, metrics, states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -317,15 +331,9 @@ def _as_measure(
 
 def _take(
     measures: list[Measure], seen: Seen, states: tuple[PyTree, ...]
-) -> tuple[dict[str, jax.Array], tuple[PyTree, ...]]:
+) -> tuple[tuple[jax.Array, ...], tuple[PyTree, ...]]:
     pairs = [m.update(seen, state) for m, state in zip(measures, states, strict=True)]
-    return (
-        {
-            measure.name: jnp.asarray(value)
-            for measure, (value, _) in zip(measures, pairs, strict=True)
-        },
-        tuple(state for _, state in pairs),
-    )
+    return tuple(jnp.asarray(v) for v, _ in pairs), tuple(state for _, state in pairs)
 
 
 def _as(tree: PyTree, like: PyTree) -> PyTree:

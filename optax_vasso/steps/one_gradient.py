@@ -20,12 +20,18 @@ from optax_vasso._internal.checks import (
     is_left_out,
     require_params,
 )
-from optax_vasso._internal.extra_args import ValueFn, ignore_ours
-from optax_vasso._internal.trees import check_not_nested
+from optax_vasso._internal.extra_args import (
+    ValueFn,
+    gradient_fn,
+    passing,
+    with_synonyms,
+)
+from optax_vasso._internal.trees import check_not_nested, of_ascent
 
 PyTree = Any
 
 
+@of_ascent("ascent_state")
 class LaggedState(NamedTuple):
     """State of :func:`optax_vasso.lagged`.
 
@@ -140,11 +146,11 @@ def lagged(
         require_params(params, "lagged")
         check_state(state, LaggedState, "lagged")
         check_structure(updates, state.perturbation, "lagged")
-        grad_fn = extra_args.pop("grad_fn", None)
-        if extra_args.get("value_fn") is not None:
-            extra_args["value_fn"] = ignore_ours(
-                _perturbed(extra_args["value_fn"], state.perturbation)
-            )
+        extra_args = with_synonyms(extra_args)
+        grad_fn = gradient_fn(extra_args.pop("grad_fn", None), extra_args)
+        for name in ("value_fn", "obj_fn"):
+            if extra_args.get(name) is not None:
+                extra_args[name] = _perturbed(extra_args[name], state.perturbation)
         point = jax.tree.map(
             lambda e, x: unperturbed(x, e),
             perturbation_of(state),
@@ -155,17 +161,17 @@ def lagged(
             updates,
             state.ascent_state,
             point,
-            perturbation=state.perturbation,
-            grad_fn=grad_fn,
-            **extra_args,
+            **passing(extra_args, perturbation=state.perturbation, grad_fn=grad_fn),
         )
         step, optimizer_state = optimizer.update(
             updates,
             state.optimizer_state,
             point,
-            perturbation=state.perturbation,
-            ascended=jnp.ones((), bool),
-            **extra_args,
+            **passing(
+                extra_args,
+                perturbation=state.perturbation,
+                ascended=jnp.ones((), bool),
+            ),
         )
         # One tree of pairs, and two trees of it: the updates may hold None.
         moves = jax.tree.map(

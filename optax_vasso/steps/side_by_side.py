@@ -23,6 +23,7 @@ from optax_vasso._internal.checks import (
     require_params,
     value_at,
 )
+from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
 from optax_vasso.ascent.perturb import sam_perturb
 from optax_vasso.steps.evaluation import eval_params
 from optax_vasso.steps.one_gradient import LaggedState, lagged
@@ -44,7 +45,8 @@ def clean_gradient() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` without a state; ``update`` needs
-      ``params`` and ``grad_fn``, as in :func:`optax_vasso.sharpness_aware`.
+      ``params`` and ``grad_fn``, or the loss, as in
+      :func:`optax_vasso.sharpness_aware`.
 
     Raises:
       ValueError: at ``update``, if ``params`` or ``grad_fn`` is missing.
@@ -62,8 +64,8 @@ def clean_gradient() -> optax.GradientTransformationExtraArgs:
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.EmptyState]:
-        del extra_args
         require_params(params, "clean_gradient")
+        grad_fn = gradient_fn(grad_fn, with_synonyms(extra_args))
         _require_grad_fn(grad_fn, "clean_gradient")
         return gradient_at(params, grad_fn, updates)[0], state
 
@@ -87,8 +89,9 @@ class SampaState(NamedTuple):
 
 def sampa(
     optimizer: optax.GradientTransformation,
-    learning_rate: Hyperparameter,
     rho: Hyperparameter = 0.1,
+    *,
+    learning_rate: Hyperparameter,
     lmbda: Hyperparameter = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM parallelized: two gradients per step, at points that are both known before.
@@ -103,14 +106,14 @@ def sampa(
 
     Args:
       optimizer: any Optax optimizer; the authors use SGD with momentum.
+      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       learning_rate: η of the extrapolation, >= 0: that of the optimizer. A number, a
         schedule of the step, or a traced scalar.
-      rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       lmbda: λ, the share of the extrapolated gradient in the descent, in [0, 1].
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``params`` and
-      ``grad_fn``, as in :func:`optax_vasso.sharpness_aware`.
+      ``grad_fn``, or the loss, as in :func:`optax_vasso.sharpness_aware`.
 
     Raises:
       ValueError: if optimizer is no transformation or a hyperparameter is out of its
@@ -140,6 +143,8 @@ def sampa(
         require_params(params, "sampa")
         check_state(state, SampaState, "sampa")
         check_structure(updates, state.gradient, "sampa")
+        extra_args = with_synonyms(extra_args)
+        grad_fn = gradient_fn(grad_fn, extra_args)
         _require_grad_fn(grad_fn, "sampa")
         clean = eval_params(state.lagged_state, params)
         rate = jnp.asarray(value_at(learning_rate, state.step))
@@ -150,7 +155,10 @@ def sampa(
             updates, share, numerics.map_updates(jnp.subtract, gradient, updates)
         )
         new_updates, lagged_state = inner.update(
-            mixed, state.lagged_state, params, extrapolated=gradient, **extra_args
+            mixed,
+            state.lagged_state,
+            params,
+            **passing(extra_args, extrapolated=gradient),
         )
         step = optax.safe_increment(state.step)
         kept = numerics.fill_none(gradient, state.gradient)

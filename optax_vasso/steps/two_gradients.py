@@ -21,8 +21,8 @@ from optax_vasso._internal.checks import (
     require_params,
     tree_difference,
 )
-from optax_vasso._internal.extra_args import bind, ignore_ours
-from optax_vasso._internal.trees import check_not_nested
+from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
+from optax_vasso._internal.trees import Report, check_not_nested, of_ascent
 from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
@@ -30,6 +30,7 @@ PyTree = Any
 GradFn = Callable[[PyTree], Any]
 
 
+@of_ascent("ascent_state")
 class SharpnessAwareState(NamedTuple):
     """State of :func:`optax_vasso.sharpness_aware`.
 
@@ -37,7 +38,7 @@ class SharpnessAwareState(NamedTuple):
       ascent_state: the state of the ascent chain.
       gate_state: the state of the gate.
       optimizer_state: the state of the base optimizer.
-      metrics: of the last step, what costs nothing: ``ascended``, whether it descended
+      report: of the last step, what costs nothing: ``ascended``, whether it descended
         on the perturbed gradient, a boolean scalar; and ``perturbed_loss``, the loss at
         x_t + ε_t, a float32 (under x64 float64) scalar, which is zero without an
         ascent or if ``grad_fn`` returns no values. :func:`optax_vasso.metrics.track`
@@ -47,7 +48,7 @@ class SharpnessAwareState(NamedTuple):
     ascent_state: optax.OptState
     gate_state: Any
     optimizer_state: optax.OptState
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 def sharpness_aware(
@@ -99,9 +100,10 @@ def sharpness_aware(
       A :class:`optax.GradientTransformationExtraArgs` with
       ``update(grads, state, params, *, grad_fn, **extra_args)``. ``grad_fn(params)``
       returns gradients, or ``(value, gradients)`` as :func:`jax.value_and_grad` does;
-      the value is then kept in ``state.metrics["perturbed_loss"]``. A line search's
-      ``value_fn``, which returns the loss alone, can be passed instead. The perturbed
-      gradient is cast to the dtypes of the clean one.
+      the value is then the metric ``perturbed_loss``. The loss itself, passed as
+      ``value_fn`` (a line search's name for it) or ``obj_fn``, serves instead. The
+      perturbed gradient is cast to the dtypes of the clean one, and may come in other
+      containers, as :func:`flax.nnx.grad` returns it, if its leaves are the same.
 
     Raises:
       ValueError: if optimizer or ascent is no transformation, gate is no gate, or
@@ -129,7 +131,7 @@ def sharpness_aware(
       ...     loss, grads = grad_fn(params)
       ...     updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
       ...     params = optax.apply_updates(params, updates)
-      ...     print(state.metrics["ascended"], state.metrics["perturbed_loss"])
+      ...     print(*state.report.metrics.values())
       True 13.005
       False 0.0
 
@@ -153,10 +155,12 @@ def sharpness_aware(
             ascent_state=ascent_state,
             gate_state=gate.init(),
             optimizer_state=optimizer_state,
-            metrics={
-                "ascended": jnp.zeros((), bool),
-                "perturbed_loss": numerics.state_scalar(),
-            },
+            report=Report(
+                {
+                    "ascended": jnp.zeros((), bool),
+                    "perturbed_loss": numerics.state_scalar(),
+                }
+            ),
         )
 
     def update_fn(
@@ -170,11 +174,8 @@ def sharpness_aware(
         require_params(params, "sharpness_aware")
         check_state(state, SharpnessAwareState, "sharpness_aware")
         check_structure(updates, params, "sharpness_aware")
-        value_fn = extra_args.get("value_fn")
-        if value_fn is not None:
-            if grad_fn is None:
-                grad_fn = _gradient_of(bind(value_fn, extra_args))
-            extra_args["value_fn"] = ignore_ours(value_fn)
+        extra_args = with_synonyms(extra_args)
+        grad_fn = gradient_fn(grad_fn, extra_args)
         if grad_fn is None:
             raise ValueError(
                 "sharpness_aware takes a second gradient and needs grad_fn, got None: "
@@ -225,7 +226,8 @@ def sharpness_aware(
             return updates, as_loss(0.0), () if ascent_steps == 1 else first
 
         def as_loss(value: jax.typing.ArrayLike) -> jax.Array:
-            return jnp.asarray(value).astype(state.metrics["perturbed_loss"].dtype)
+            dtype = state.report.metrics["perturbed_loss"].dtype
+            return jnp.asarray(value).astype(dtype)
 
         ascended, gate_state = gate.update(
             state.gate_state, **{**extra_args, "grads": updates, "params": params}
@@ -239,27 +241,19 @@ def sharpness_aware(
             descent,
             state.optimizer_state,
             params,
-            clean_grads=updates,
-            ascended=ascended,
-            perturbation=first if ascent_steps == 1 else total,
-            **extra_args,
+            **passing(
+                extra_args,
+                clean_grads=updates,
+                ascended=ascended,
+                perturbation=first if ascent_steps == 1 else total,
+            ),
         )
-        metrics = {"ascended": ascended, "perturbed_loss": value}
+        report = Report({"ascended": ascended, "perturbed_loss": value})
         return new_updates, SharpnessAwareState(
-            ascent_state, gate_state, optimizer_state, metrics
+            ascent_state, gate_state, optimizer_state, report
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _gradient_of(value_fn: Callable[[PyTree], jax.Array]) -> GradFn:
-    """Value and gradient of a loss, conjugated where complex, as Optax has them."""
-
-    def grad_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
-        value, grads = jax.value_and_grad(value_fn)(params)
-        return value, jax.tree.map(jnp.conj, grads)
-
-    return grad_fn
 
 
 def gradient_at(
@@ -276,11 +270,13 @@ def gradient_at(
             "the base optimizer, and choose what is perturbed by mask=."
         )
     result = grad_fn(params)
-    # A finite tree cannot be (leaf, itself): the two contracts are never confused.
     structure: Any = jax.tree.structure(clean_grads)
     value = jnp.zeros(())
-    if jax.tree.structure(result) != structure:
-        value, result = _split(result, clean_grads)
+    # A finite tree cannot be (leaf, itself): the two contracts are never confused.
+    aligned = _aligned(result, clean_grads)
+    if aligned is None:
+        value, aligned = _split(result, clean_grads)
+    result = structure.unflatten(aligned)
     shapes = [
         [jnp.shape(leaf) for leaf in jax.tree.leaves(t)] for t in (result, clean_grads)
     ]
@@ -295,25 +291,49 @@ def gradient_at(
     ), value
 
 
-def _split(result: Any, clean_grads: PyTree) -> tuple[jax.Array, PyTree]:
-    """Value and gradients of what :func:`jax.value_and_grad` returns."""
+def _aligned(grads: PyTree, clean_grads: PyTree) -> list[Any] | None:
+    """The leaves of ``grads`` in the order of the clean ones, or None if they differ.
+
+    The containers may be others, such as those of :func:`flax.nnx.grad` around the
+    arrays of the same names.
+    """
     structure: Any = jax.tree.structure(clean_grads)
-    is_pair = isinstance(result, tuple) and len(result) == 2
-    if is_pair and jax.tree.structure(result[1]) == structure:
+    if jax.tree.structure(grads) == structure:
+        return jax.tree.leaves(grads)
+    found, wanted = (jax.tree.leaves_with_path(t) for t in (grads, clean_grads))
+    if len(found) != len(wanted):
+        return None
+    for (path, leaf), (clean_path, clean) in zip(found, wanted, strict=True):
+        short, long = sorted((_names(path), _names(clean_path)), key=len)
+        rest = iter(long)
+        if jnp.shape(leaf) != jnp.shape(clean) or any(n not in rest for n in short):
+            return None  # not the same array, or the names are not those in order
+    return [leaf for _, leaf in found]
+
+
+def _names(path: Any) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def _split(result: Any, clean_grads: PyTree) -> tuple[jax.Array, list[Any]]:
+    """Value and leaves of what :func:`jax.value_and_grad` returns."""
+    if isinstance(result, tuple) and len(result) == 2:
         value, grads = result
-        if jax.tree_util.all_leaves([value]) and jnp.ndim(value) == 0:
-            return value, grads
-        raise ValueError(
-            "grad_fn must return gradients, or (value, gradients) with a scalar value, "
-            f"got {_in_words(value)} with the gradients: leave auxiliary outputs out, "
-            "or take them in a call of your own."
-        )
-    if is_pair and jax.tree.structure(result[0]) == structure:
-        raise ValueError(
-            "grad_fn must return gradients, or (value, gradients), got (gradients, "
-            f"{_in_words(result[1])}): leave auxiliary outputs out, or take them in a "
-            "call of your own."
-        )
+        aligned = _aligned(grads, clean_grads)
+        if aligned is not None:
+            if jax.tree_util.all_leaves([value]) and jnp.ndim(value) == 0:
+                return value, aligned
+            raise ValueError(
+                "grad_fn must return gradients, or (value, gradients) with a scalar "
+                f"value, got {_in_words(value)} with the gradients: leave auxiliary "
+                "outputs out, or take them in a call of your own."
+            )
+        if _aligned(value, clean_grads) is not None:
+            raise ValueError(
+                "grad_fn must return gradients, or (value, gradients), got (gradients, "
+                f"{_in_words(grads)}): leave auxiliary outputs out, or take them in a "
+                "call of your own."
+            )
     raise ValueError(
         "grad_fn must return gradients with the tree structure of those passed to "
         f"update, or (value, gradients), got {_in_words(result)} "

@@ -23,8 +23,18 @@ GradientMaker = Callable[[LossFn], GradientFn]
 
 
 def whole_batch(loss_fn: LossFn) -> GradientFn:
-    """The gradient of the loss on the whole batch: the default."""
-    return jax.value_and_grad(loss_fn, has_aux=True)
+    """The gradient of the loss on the whole batch: the default.
+
+    That of complex parameters is conjugated, so that the step against it goes downhill,
+    as Optax expects.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def grad_fn(*args: Any) -> Any:
+        value, grads = value_and_grad(*args)
+        return value, jax.tree.map(jnp.conj, grads)
+
+    return grad_fn
 
 
 def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientMaker:
@@ -82,7 +92,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
                 lambda leaf: jnp.moveaxis(
                     leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
                 ),
-                _check_examples(batch, count, "microbatches"),
+                check_examples(batch, count, "microbatches"),
             )
 
             def evaluate(index: jax.Array, part: PyTree) -> tuple[PyTree, PyTree]:
@@ -164,7 +174,7 @@ def part_of_batch(
                 grouped = leaf.reshape(leaf.shape[0] // of, of, *leaf.shape[1:])
                 return grouped[:, :taken].reshape(-1, *leaf.shape[1:])
 
-            batch = _check_examples(batch, of, f"a fraction of {share}")
+            batch = check_examples(batch, of, f"a fraction of {share}")
             return grad_fn(params, model_state, jax.tree.map(take, batch), key)
 
         return on_part
@@ -218,14 +228,19 @@ def _add(total: jax.Array, value: jax.Array) -> jax.Array:
     return total + value.astype(total.dtype) if _is_float(value) else value
 
 
-def _check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
+def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
     """The batch as arrays, if its leading axis can be divided into ``parts``."""
     batch = jax.tree.map(jnp.asarray, batch)
     for path, leaf in jax.tree.leaves_with_path(batch):
-        size = leaf.shape[0] if leaf.ndim else None
-        if size is None or size % parts:
+        name = f"batch{jax.tree_util.keystr(path)}"
+        if not leaf.ndim:
             raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples, which {parts} "
-                f"does not divide, as {what} need: change one of the two."
+                f"{name} is a scalar, but {what} need a leading axis divisible by "
+                f"{parts}: repeat it once per example, or bind it to the loss."
+            )
+        if leaf.shape[0] % parts:
+            raise ValueError(
+                f"{name} has {leaf.shape[0]} examples, which {parts} does not divide, "
+                f"as {what} need: change one of the two."
             )
     return batch

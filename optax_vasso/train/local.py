@@ -11,19 +11,19 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from optax_vasso._internal.checks import check_integer
-from optax_vasso._internal.trees import find_states, map_metrics
+from optax_vasso._internal.trees import find_states, map_ascent, map_metrics
 from optax_vasso.steps.two_gradients import SharpnessAwareState
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import (
+    GradientFn,
+    GradientMaker,
+    check_examples,
+    whole_batch,
+)
 from optax_vasso.train.losses import LossFn, as_canonical
 from optax_vasso.train.mesh import check_mesh_axis
 from optax_vasso.train.step import Step, TrainState, build_train_step, init_train_state
 
 PyTree = Any
-# The fields of optimizer states that a local ascent has once for each group.
-_LOCAL = {
-    jax.tree_util.GetAttrKey("ascent_state"),
-    jax.tree_util.GetAttrKey("measure_states"),
-}
 
 
 def init_local_state(
@@ -75,12 +75,12 @@ def init_local_state(
                 f"groups is {groups}, but mesh axis {axis!r} has {mesh.shape[axis]} "
                 "devices: the two have to agree."
             )
-    state = _map_local(
+    state = map_ascent(
         lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), lambda x: x, state
     )
     if mesh is None:
         return state
-    specs = _map_local(lambda _: P(axis), lambda _: P(), state)
+    specs = map_ascent(lambda _: P(axis), lambda _: P(), state)
     return jax.device_put(state, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))
 
 
@@ -143,26 +143,26 @@ def make_local_train_step(
     def on_device(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, PyTree, PyTree]:
-        state = _map_local(lambda leaf: leaf[0], lambda leaf: leaf, state)
+        state = map_ascent(lambda leaf: leaf[0], lambda leaf: leaf, state)
         state, metrics, aux = on_one(state, batch)
-        state = _map_local(lambda leaf: leaf[None], lambda leaf: leaf, state)
+        state = map_ascent(lambda leaf: leaf[None], lambda leaf: leaf, state)
         return state, metrics, jax.tree.map(lambda leaf: leaf[None], aux)
 
     def train_step(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
         groups = _groups(state)
-        _check_groups(batch, groups)
+        batch = check_examples(batch, groups, "the groups of a local ascent")
         if mesh is None:
             batch = jax.tree.map(
                 lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), batch
             )
-            axes = _map_local(lambda _: 0, lambda _: None, state)
+            axes = map_ascent(lambda _: 0, lambda _: None, state)
             mapped = jax.vmap(
                 on_one, axis_name=axis, in_axes=(axes, 0), out_axes=(axes, None, 0)
             )
         else:
-            specs = _map_local(lambda _: P(axis), lambda _: P(), state)
+            specs = map_ascent(lambda _: P(axis), lambda _: P(), state)
             mapped = jax.shard_map(
                 on_device,
                 mesh=mesh,
@@ -288,30 +288,9 @@ def _mean_of_floats(tree: PyTree, axis_name: str) -> PyTree:
     )
 
 
-def _check_groups(batch: PyTree, groups: int) -> None:
-    for path, leaf in jax.tree.leaves_with_path(batch):
-        size = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-        if size is None or size % groups:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples, which the "
-                f"{groups} groups of a local ascent do not divide: change one of the "
-                "two."
-            )
-
-
-def _map_local(on_local: Any, on_shared: Any, state: PyTree) -> PyTree:
-    """Map one function over what each group has for itself, another over the rest."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (on_local if _LOCAL & set(path) else on_shared)(leaf), state
-    )
-
-
 def _groups(state: TrainState) -> int:
-    leaves = [
-        leaf
-        for path, leaf in jax.tree.leaves_with_path(state.opt_state)
-        if _LOCAL & set(path)
-    ]
+    leaves: list[Any] = []
+    map_ascent(leaves.append, lambda leaf: leaf, state.opt_state)
     if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
         raise ValueError(
             "state is not one of a local ascent: make it with init_local_state."

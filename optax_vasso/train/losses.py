@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 PyTree = Any
 # (params, model_state, batch, key) -> (loss, (model_state, aux))
 LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
+_EMPTY = inspect.Parameter.empty
 _FORM = (
     "loss_fn must take (params, batch) and, if it needs them, arguments named "
     "model_state and key"
@@ -39,59 +41,69 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
             f"{_FORM}, got a {type(loss_fn).__name__}: pass the loss first, then the "
             "optimizer."
         )
-    try:
-        parameters = dict(inspect.signature(loss_fn).parameters)
-    except (TypeError, ValueError):  # built in: nothing is known of it
-        parameters = {}
-    optional = {
-        name: parameters.pop(name)
-        for name in ("model_state", "key")
-        if name in parameters
-    }
-    batch_name = _batch_name(parameters, loss_fn)
+    arguments = _arguments(loss_fn)
+    needs_state = any(role == "model_state" for _, role in arguments)
 
     def canonical(
         params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
     ) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
-        named: dict[str, Any] = {}
-        if "model_state" in optional:
-            named["model_state"] = model_state
-        if "key" in optional:
-            if key is None and optional["key"].default is inspect.Parameter.empty:
+        given = {"params": params, "batch": batch, "model_state": model_state}
+        if key is not None:
+            given["key"] = key
+        positional, named = [], {}
+        for parameter, role in arguments:
+            value = given.get(role, parameter.default)
+            if value is _EMPTY:
                 raise ValueError(
                     "loss_fn takes a key, but the state has none: pass "
                     "key=jax.random.key(0) to init_train_state."
                 )
-            named["key"] = key
-        if batch_name is None:
-            result = loss_fn(params, batch, **named)
-        else:
-            result = loss_fn(params, **{batch_name: batch}, **named)
-        return _split(result, "model_state" in optional, has_aux, model_state)
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                named[parameter.name] = value
+            else:
+                positional.append(value)
+        result = loss_fn(*positional, **named)
+        return _split(result, needs_state, has_aux, model_state)
 
     return canonical
 
 
-def _batch_name(
-    parameters: dict[str, inspect.Parameter], loss_fn: Callable[..., Any]
-) -> str | None:
-    """The name of the argument for the batch; None if it has to go by position."""
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    plain = [p for p in parameters.values() if p.kind not in variadic]
-    needed = [p for p in plain if p.default is inspect.Parameter.empty]
-    if len(plain) < 2:
-        if not parameters or len(plain) < len(parameters):  # built in, or *args
-            return None
-        fits = False
-    else:
-        fits = all(p in plain[:2] for p in needed)
-    if not fits:
+def _arguments(loss_fn: Callable[..., Any]) -> list[tuple[inspect.Parameter, str]]:
+    """The arguments to call a loss with, in order, and the role of each.
+
+    They go by position where they may: the signature is often that of another function,
+    which the loss calls by ``*args``, as behind :func:`functools.wraps` and
+    :func:`jax.shard_map`. An argument without a role among them keeps its default.
+    """
+    kind = inspect.Parameter
+    two = [kind(name, kind.POSITIONAL_ONLY) for name in ("params", "batch")]
+    try:
+        signature = list(inspect.signature(loss_fn).parameters.values())
+    except (TypeError, ValueError):  # built in: nothing is known of it
+        signature = two
+    # What functools.partial binds by name stays in the signature.
+    bound = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
+    known = [
+        p
+        for p in signature
+        if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD) and p.name not in bound
+    ]
+    positional = [p for p in known if p.kind is not kind.KEYWORD_ONLY]
+    plain = [p for p in known if p.name not in ("model_state", "key")]
+    if any(p.kind is kind.VAR_POSITIONAL for p in signature):
+        positional += two[len(plain) :]
+        plain += two[len(plain) :]
+    if len(plain) < 2 or any(p.default is _EMPTY for p in plain[2:]):
         raise ValueError(
-            f"{_FORM}, but takes ({', '.join(inspect.signature(loss_fn).parameters)}): "
+            f"{_FORM}, but takes ({', '.join(p.name for p in signature)}): "
             "bind other arguments with functools.partial, or put them into the batch."
         )
-    positional = inspect.Parameter.POSITIONAL_ONLY
-    return None if plain[1].kind is positional else plain[1].name
+    roles = {plain[0].name: "params", plain[1].name: "batch"}
+    roles |= {name: name for name in ("model_state", "key")}
+    while positional and positional[-1].name not in roles:
+        del positional[-1]
+    by_name = [p for p in known if p.kind is kind.KEYWORD_ONLY and p.name in roles]
+    return [(p, roles.get(p.name, "")) for p in (*positional, *by_name)]
 
 
 def _split(

@@ -11,8 +11,14 @@ import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import check_params, check_transformation
-from optax_vasso._internal.extra_args import ignore_ours
-from optax_vasso._internal.trees import clear_metrics, collect_metrics, find_states
+from optax_vasso._internal.extra_args import passing
+from optax_vasso._internal.trees import (
+    clear_metrics,
+    collect_metrics,
+    find_states,
+    merge_metrics,
+)
+from optax_vasso.steps.two_gradients import SharpnessAwareState
 from optax_vasso.train.batches import GradientMaker, LossFn, whole_batch
 from optax_vasso.train.losses import as_canonical
 from optax_vasso.wrappers import SkipState
@@ -89,11 +95,13 @@ def make_train_step(
     The same function serves one device and a mesh of them: :func:`jax.jit` takes the
     shardings of state and batch from its arguments, and norms are global whatever
     they are. It may be called inside :func:`jax.jit`, :func:`jax.lax.scan` and
-    :func:`jax.vmap`, as for many steps or many seeds in one program.
+    :func:`jax.vmap`, as for many steps or many seeds in one program. What of the state
+    is kept in host memory (``pinned_host``) is moved to the device for the step, and
+    back.
 
-    The loss is ``loss_fn(params, batch) -> loss``, a scalar. What else it needs it asks
-    for by name: an argument ``model_state`` (batch statistics and the like) makes it
-    return ``(loss, new_model_state)``; an argument ``key`` is a random key, derived
+    The loss is ``loss_fn(params, batch) -> loss``, a scalar. It requests anything else
+    by argument name: ``model_state`` (batch statistics and the like) makes it
+    return ``(loss, new_model_state)``; ``key`` is a random key, derived
     from the state's key and step. With ``has_aux=True`` it returns auxiliary output as
     well: ``(loss, aux)``, or ``(loss, (new_model_state, aux))``.
 
@@ -105,8 +113,8 @@ def make_train_step(
       loss_fn: the loss, as above.
       optimizer: any Optax optimizer; a sharpness-aware one may be anywhere in it. What
         some of them need is always passed: the loss as ``value``, the gradient as
-        ``grad``, and the loss as a function of the parameters as ``value_fn`` and
-        ``obj_fn``.
+        ``grad`` (not conjugated, where it is complex), and the loss as a function of
+        the parameters as ``value_fn`` and ``obj_fn``.
       has_aux: whether the loss returns auxiliary output, as in
         :func:`jax.value_and_grad`.
       separate_keys: let the perturbed evaluation draw its own dropout masks. By
@@ -135,16 +143,16 @@ def make_train_step(
       - ``perturbed_loss``: at x_t + ε_t; equal to ``loss`` if it did not ascend;
       - ``sharpness``: perturbed_loss − loss, along the direction of ascent;
 
-      then whatever stands in a field ``metrics`` of the optimizer's state, as that of
-      :func:`optax_vasso.metrics.track` and :func:`optax_vasso.wrappers.skip_nonfinite`
-      (``finite`` and ``skipped``, the count of all, with ``loss_scale`` if there is
-      one); and, with ``has_aux``, ``aux``.
+      then the metrics of every :class:`optax_vasso.metrics.Report` in the optimizer's
+      state, as those of :func:`optax_vasso.metrics.track` and
+      :func:`optax_vasso.wrappers.skip_nonfinite` (``finite`` and ``skipped``, the count
+      of all, with ``loss_scale`` if there is one); and, with ``has_aux``, ``aux``.
 
     Raises:
       ValueError: if optimizer is no transformation or the loss has another signature;
         when the step is first called, if the loss returns something else than above,
-        needs a key that the state does not have, or ``ascent_gradient`` is given with
-        an optimizer that does not ascend.
+        needs a key that the state does not have, ``ascent_gradient`` is given with an
+        optimizer that does not ascend, or two metrics have one name.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -196,6 +204,9 @@ def build_train_step(
     def train_step(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
+        spaces = jax.tree.map(lambda leaf: jax.typeof(leaf).memory_space, state)
+        device = jax.tree.map(lambda _: jax.memory.Space.Device, spaces)
+        state = _moved(state, spaces, device)
         key = perturbed_key = None
         if state.key is not None:
             key = perturbed_key = jax.random.fold_in(state.key, state.step)
@@ -224,8 +235,8 @@ def build_train_step(
         def value_fn(params: PyTree) -> jax.Array:
             return evaluate(gradient, params, perturbed_key)[0][0]
 
-        old_metrics = collect_metrics(state.opt_state)
-        if ascent_gradient is not None and "perturbed_loss" not in old_metrics:
+        ascends = bool(find_states(state.opt_state, SharpnessAwareState))
+        if ascent_gradient is not None and not ascends:
             raise ValueError(
                 "ascent_gradient is given, but the optimizer takes no second gradient: "
                 "leave it out, or use a sharpness-aware optimizer."
@@ -238,26 +249,30 @@ def build_train_step(
             # An optimizer that is not asked on this step has nothing to report of it.
             clear_metrics(state.opt_state),
             state.params,
-            value=loss,
-            grad=grads,
-            value_fn=ignore_ours(value_fn),
-            obj_fn=value_fn,
-            grad_fn=grad_fn,
-            **({} if axis_name is None else {"axis_name": axis_name}),
+            **passing(
+                # A line search differentiates by itself, as JAX does.
+                {"value": loss, "grad": optax.tree.conj(grads), "value_fn": value_fn},
+                obj_fn=value_fn,
+                grad_fn=grad_fn,
+                **({} if axis_name is None else {"axis_name": axis_name}),
+            ),
         )
-        metrics = {"loss": loss} | collect_metrics(opt_state)
-        if "perturbed_loss" in metrics:
+        ours: dict[str, Any] = {"loss": loss}
+        metrics = collect_metrics(opt_state)
+        if ascends:
             metrics["perturbed_loss"] = jnp.where(
                 metrics["ascended"], metrics["perturbed_loss"], loss
             )
             if ascent_gradient is None:
-                metrics["sharpness"] = metrics["perturbed_loss"] - loss
+                ours["sharpness"] = metrics["perturbed_loss"] - loss
         for skip in find_states(opt_state, SkipState):
             model_state = optax.tree.where(
-                skip.metrics["finite"], model_state, state.model_state
+                skip.report.metrics["finite"], model_state, state.model_state
             )
             if skip.loss_scale != ():
-                metrics["loss_scale"] = skip.loss_scale.loss_scale
+                ours["loss_scale"] = skip.loss_scale.loss_scale
+        if has_aux:
+            ours["aux"] = aux
         new_state = TrainState(
             step=optax.safe_increment(state.step),
             params=optax.apply_updates(state.params, updates),
@@ -265,9 +280,18 @@ def build_train_step(
             model_state=model_state,
             key=state.key,
         )
-        return new_state, metrics | ({"aux": aux} if has_aux else {})
+        return _moved(new_state, device, spaces), merge_metrics(ours, metrics)
 
     return train_step
+
+
+def _moved(tree: PyTree, old: PyTree, new: PyTree) -> PyTree:
+    """A tree in other memory spaces: a state kept in host memory is updated outside."""
+    if jax.tree.leaves(old) == jax.tree.leaves(new):
+        return tree
+    return jax.tree.map(
+        lambda leaf, a, b: leaf if a == b else jax.device_put(leaf, b), tree, old, new
+    )
 
 
 def _scaled_loss(loss_fn: LossFn, loss_scale: Any) -> LossFn:

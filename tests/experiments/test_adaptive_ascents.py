@@ -67,7 +67,9 @@ def test_the_self_tuned_average_is_the_recursion(seed, start, floor, speed):
     expected = list(by_hand(steps, start, floor, speed, 0.05))
     for output, (_, d, _) in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(flat(output), d, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(state.metrics["theta"], expected[-1][0], rtol=1e-4)
+    np.testing.assert_allclose(
+        state.report.metrics["theta"], expected[-1][0], rtol=1e-4
+    )
 
 
 @given(seed=st.integers(0, 1000), theta=st.floats(0.05, 0.9))
@@ -90,7 +92,7 @@ def test_on_a_random_walk_in_noise_theta_is_the_gain_of_the_kalman_filter(ratio,
         steps, noise = jax.random.normal(key, (2, 2000))
         walk = walk + np.float32(ratio**0.5) * steps
         _, state = smooth.update(walk + noise, state)
-        return (walk, state), state.metrics["theta"]
+        return (walk, state), state.report.metrics["theta"]
 
     keys = jax.random.split(jax.random.key(0), 4000)
     carry = jnp.zeros(2000), smooth.init(jnp.zeros(2000))
@@ -109,10 +111,10 @@ def test_at_a_fixed_point_the_horizon_grows_by_half_the_speed_per_step():
             lambda s, g: (smooth.update(g, s)[1],) * 2, smooth.init(noise[0]), noise
         )
     )()
-    horizon = 1 / theta.metrics["theta"]
+    horizon = 1 / theta.report.metrics["theta"]
     grown = (horizon[-1] - horizon[steps // 2]) / (steps - 1 - steps // 2)
     np.testing.assert_allclose(grown, speed / 2, rtol=0.1)
-    assert state.metrics["theta"] == theta.metrics["theta"][-1]
+    assert state.report.metrics["theta"] == theta.report.metrics["theta"][-1]
 
 
 @given(
@@ -129,7 +131,7 @@ def test_the_projected_radius_is_the_recursion(seed, r, theta):
         np.testing.assert_allclose(
             flat(output), rho * d / np.linalg.norm(d), rtol=1e-3, atol=1e-5
         )
-    np.testing.assert_allclose(state.metrics["rho"], rho, rtol=1e-4)
+    np.testing.assert_allclose(state.report.metrics["rho"], rho, rtol=1e-4)
 
 
 def test_without_smoothing_the_projected_radius_is_that_of_sam():
@@ -150,7 +152,10 @@ def test_in_pure_noise_the_length_along_the_gradient_is_r(theta):
     def along():
         def step(state, g):
             e, state = ascent.update(g, state)
-            return state, (jnp.vdot(e, g) / jnp.linalg.norm(g), state.metrics["rho"])
+            return state, (
+                jnp.vdot(e, g) / jnp.linalg.norm(g),
+                state.report.metrics["rho"],
+            )
 
         return jax.lax.scan(step, ascent.init(noise[0]), noise)[1]
 
@@ -168,7 +173,7 @@ def test_each_layer_may_have_a_gain_and_a_radius_of_its_own():
     for sign in (1.0, -1.0, 1.0, -1.0):
         grads = {"noisy": jnp.full(2, sign), "calm": jnp.ones(2)}
         perturbation, state = ascent.update(grads, state, params)
-    theta = state.smoothing_state.metrics["theta"]
+    theta = state.smoothing_state.report.metrics["theta"]
     assert theta["noisy"] < theta["calm"] == 0.5
     lengths = jax.tree.map(jnp.linalg.norm, perturbation)
     assert lengths["noisy"] > lengths["calm"]
