@@ -65,7 +65,10 @@ def test_bernoullis_probability_may_be_a_schedule():
 
 
 def test_adaptive_is_the_recursion_written_out(x64):
-    """With a threshold and a decay that are schedules, as the authors let them be."""
+    """With a threshold and a decay that are schedules, as the authors let them be.
+
+    The state has √μ_t and σ_t/μ_t.
+    """
     squares = np.random.default_rng(0).gamma(2.0, size=30)
     grads = {"w": jnp.sqrt(squares / 2)[:, None] * jnp.ones(2)[None]}
     threshold = optax.linear_schedule(1.0, -1.0, 29)
@@ -73,7 +76,8 @@ def test_adaptive_is_the_recursion_written_out(x64):
 
     def step(state, grads):
         is_open, state = adaptive.update(state, grads=grads, unknown="ignored")
-        return state, (is_open, state.mean, state.variance)
+        mean = state.length**2
+        return state, (is_open, mean, (state.deviation * mean) ** 2)
 
     _, found = jax.jit(lambda grads: jax.lax.scan(step, adaptive.init(), grads))(grads)
     mean = variance = 0.0
@@ -184,3 +188,91 @@ def test_under_vmap_a_closed_gate_changes_the_result_but_not_the_cost():
     jax.vmap(first_update)(params, jnp.asarray([False, False]))
     jax.effects_barrier()
     assert len(calls) == 2
+
+
+SPIKES = {
+    "1e30": [1e30],
+    "infinite": [jnp.inf],
+    "NaN": [jnp.nan],
+    "all three": [1e30, jnp.inf, jnp.nan],
+}
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("name", SPIKES)
+def test_adaptive_survives_an_extreme_gradient(name, threshold):
+    """After two horizons 1/(1 − δ) it answers as if there had been no bad step."""
+    lengths = np.random.default_rng(0).gamma(4.0, size=400)
+    spiked = lengths.copy()
+    spiked[200 : 200 + len(SPIKES[name])] = SPIKES[name]
+    adaptive = gate.adaptive(threshold)
+
+    def step(state, length):
+        is_open, state = adaptive.update(state, grads=length)
+        return state, is_open
+
+    usual, found = (
+        np.asarray(
+            jax.jit(lambda x: jax.lax.scan(step, adaptive.init(), x)[1])(
+                jnp.asarray(x, jnp.float32)
+            )
+        )
+        for x in (lengths, spiked)
+    )
+    np.testing.assert_array_equal(found[:200], usual[:200])
+    assert np.mean(found[220:] == usual[220:]) > 0.95
+    np.testing.assert_array_equal(found[300:], usual[300:])
+    np.testing.assert_array_equal(
+        found[200 : 200 + len(SPIKES[name])], np.isfinite(SPIKES[name])
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e12, 1e30])
+def test_adaptive_does_not_depend_on_the_scale_of_gradients(scale):
+    """Whose square, or whose variance of it, is no float32."""
+    lengths = jnp.asarray(np.random.default_rng(0).gamma(4.0, size=50), jnp.float32)
+    found = []
+    for factor in (1.0, scale):
+        adaptive, opened = gate.adaptive(0.3), []
+        state = adaptive.init()
+        for length in factor * lengths:
+            is_open, state = adaptive.update(state, grads=length)
+            opened.append(bool(is_open))
+        found.append(opened)
+    assert found[0] == found[1]
+    assert 5 < sum(found[0]) < 45
+
+
+def test_adaptive_follows_gradients_that_stay_large_or_vanish():
+    """It is not open for ever above what it took for extreme, nor shut after zeros."""
+    rng = np.random.default_rng(0)
+    parts = [rng.gamma(4.0, size=200) * factor for factor in (1.0, 1e4, 0.0, 1.0)]
+    adaptive = gate.adaptive()
+
+    def step(state, length):
+        return adaptive.update(state, grads=length)[::-1]
+
+    state, opened = jax.jit(lambda x: jax.lax.scan(step, adaptive.init(), x))(
+        jnp.asarray(np.concatenate(parts), jnp.float32)
+    )
+    assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(state))
+    share = np.asarray(opened).reshape(4, 200)[:, 100:].mean(axis=1)
+    assert 0.2 < share[0] < 0.6
+    assert share[2] == 0
+    np.testing.assert_allclose(share[[1, 3]], share[0], atol=0.2)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_bernoulli_takes_a_key_of_any_implementation(impl, typed):
+    if impl == "unsafe_rbg" and not typed:
+        pytest.skip("its raw words are those of rbg")
+    make = jax.random.key if typed else jax.random.PRNGKey
+    key = make(3, impl=impl)
+    drawn = answers(gate.bernoulli(0.5, seed=key), 200)
+    assert stats.binomtest(int(drawn.sum()), 200, 0.5).pvalue > 1e-3
+    np.testing.assert_array_equal(
+        drawn, answers(gate.bernoulli(0.5, seed=jax.random.key(3, impl=impl)), 200)
+    )
+    state = gate.bernoulli(0.5, seed=key).init()
+    assert state.key.dtype == jnp.uint32  # for checkpoints, pmap and NumPy
