@@ -165,7 +165,10 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
-    return jnp.clip(dot(normalize(a), normalize(b)), -1, 1)
+    # Not of unit trees: a power of two is usually one, and a unit tree is a copy.
+    (root_a, factor_a), (root_b, factor_b) = _scaled_norm(a), _scaled_norm(b)
+    inner = dot(_scaled(a, factor_a), _scaled(b, factor_b))
+    return jnp.clip(inner / _nonzero(root_a) / _nonzero(root_b), -1, 1)
 
 
 def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
@@ -287,6 +290,10 @@ def _unit(
     scale = jnp.where(root == 0, 0, jnp.asarray(length, root.dtype)) / _nonzero(root)
     # One after the other: their product may be out of range.
     return jax.tree.map(lambda leaf: leaf * factor * scale, widen_tree(tree))
+
+
+def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf * factor, widen_tree(tree))
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:

@@ -204,9 +204,10 @@ def build_train_step(
     def train_step(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
-        spaces = jax.tree.map(lambda leaf: jax.typeof(leaf).memory_space, state)
-        device = jax.tree.map(lambda _: jax.memory.Space.Device, spaces)
-        state = _moved(state, spaces, device)
+        spaces = [jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(state)]
+        is_on_host = jax.memory.Space.Host in spaces
+        if is_on_host:
+            state = _moved(state, [jax.memory.Space.Device] * len(spaces))
         key = perturbed_key = None
         if state.key is not None:
             key = perturbed_key = jax.random.fold_in(state.key, state.step)
@@ -280,18 +281,18 @@ def build_train_step(
             model_state=model_state,
             key=state.key,
         )
-        return _moved(new_state, device, spaces), merge_metrics(ours, metrics)
+        if is_on_host:
+            new_state = _moved(new_state, spaces)
+        return new_state, merge_metrics(ours, metrics)
 
     return train_step
 
 
-def _moved(tree: PyTree, old: PyTree, new: PyTree) -> PyTree:
-    """A tree in other memory spaces: a state kept in host memory is updated outside."""
-    if jax.tree.leaves(old) == jax.tree.leaves(new):
-        return tree
-    return jax.tree.map(
-        lambda leaf, a, b: leaf if a == b else jax.device_put(leaf, b), tree, old, new
-    )
+def _moved(state: TrainState, spaces: list[jax.memory.Space]) -> TrainState:
+    """The state with each leaf in a memory space of its own."""
+    leaves, structure = jax.tree.flatten(state)
+    moved = [jax.device_put(x, space) for x, space in zip(leaves, spaces, strict=True)]
+    return structure.unflatten(moved)
 
 
 def _scaled_loss(loss_fn: LossFn, loss_scale: Any) -> LossFn:
