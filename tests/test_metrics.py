@@ -129,6 +129,16 @@ def test_a_running_mean_has_no_bias_at_its_start():
     assert float(metrics["mean_grad_norm"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_running_mean_leaves_out_what_is_not_finite():
+    """The first value, too: the mean is zero until there is one."""
+    mean = ov.metrics.running_mean(ov.metrics.grad_norm, 0.8)
+    state, means = mean.init(None), []
+    for norm in (jnp.nan, 3.0, jnp.inf, 3.0):
+        value, state = mean.update(Seen(None, None, jnp.asarray(norm), None), state)
+        means.append(float(value))
+    np.testing.assert_allclose(means, [0, 3, 3, 3], rtol=1e-6)
+
+
 def grad_fn(params):
     """Of two bowls with a saddle between them, so that gradients turn."""
     return jax.tree.map(lambda x: x * jnp.cosh(x), params)

@@ -163,6 +163,8 @@ stability = Measure("stability", _previous_perturbation, _moved)
 def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> Measure:
     """The exponential moving average of a measure, without the bias of its start.
 
+    A value that is not finite is left out.
+
     Args:
       measure: a function of a :class:`Seen`.
       decay: of the average, in [0, 1); it reaches back over about 1/(1 − decay) steps.
@@ -178,9 +180,12 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
         return total, weight
 
     def update(seen: Seen, state: Any) -> tuple[jax.Array, Any]:
-        total = decay * state[0] + (1 - decay) * measure(seen)
-        weight = decay * state[1] + (1 - decay)
-        return total / weight, (total, weight)
+        newest = measure(seen)
+        # One value that is not finite must not stay in the average.
+        kept = jnp.where(jnp.isfinite(newest), decay, 1)
+        total = kept * state[0] + jnp.where(kept == 1, 0, (1 - decay) * newest)
+        weight = kept * state[1] + (1 - kept)
+        return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
     return Measure(f"mean_{measure.__name__}", init, update)
 

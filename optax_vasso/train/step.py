@@ -288,9 +288,10 @@ def build_train_step(
     return train_step
 
 
-def _moved(state: TrainState, spaces: list[jax.memory.Space]) -> TrainState:
+def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
     """The state with each leaf in a memory space of its own."""
-    leaves, structure = jax.tree.flatten(state)
+    structure: Any = jax.tree.structure(state)
+    leaves = jax.tree.leaves(state)
     moved = [jax.device_put(x, space) for x, space in zip(leaves, spaces, strict=True)]
     return structure.unflatten(moved)
 
