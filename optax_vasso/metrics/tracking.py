@@ -182,9 +182,10 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
     def update(seen: Seen, state: Any) -> tuple[jax.Array, Any]:
         newest = measure(seen)
         # One value that is not finite must not stay in the average.
-        kept = jnp.where(jnp.isfinite(newest), decay, 1)
-        total = kept * state[0] + jnp.where(kept == 1, 0, (1 - decay) * newest)
-        weight = kept * state[1] + (1 - kept)
+        is_finite = jnp.isfinite(newest)
+        kept = jnp.where(is_finite, decay, 1)
+        total = kept * state[0] + jnp.where(is_finite, (1 - decay) * newest, 0)
+        weight = kept * state[1] + jnp.where(is_finite, 1 - decay, 0)
         return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
     return Measure(f"mean_{measure.__name__}", init, update)
