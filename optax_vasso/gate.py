@@ -83,13 +83,13 @@ class AdaptiveState(NamedTuple):
       weight: sum of the weights in the averages, a float32 (under x64 float64) scalar:
         0 before the first step, then it approaches 1.
       length: √μ_t, the root of the running mean of ‖g‖², likewise.
-      deviation: σ_t/μ_t, the running deviation of ‖g‖² in units of its mean, likewise.
+      variance: σ²_t/μ²_t, the running variance of ‖g‖² in units of its mean, likewise.
     """
 
     step: jax.Array
     weight: jax.Array
     length: jax.Array
-    deviation: jax.Array
+    variance: jax.Array
 
 
 def always() -> Gate:
@@ -227,35 +227,35 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
         newest = numerics.norm(grads).astype(dtype)
         if extra_args.get("axis_name") is not None:  # local ascent: all decide alike
             newest = _root_mean_square(newest, extra_args["axis_name"])
-        decayed = jnp.asarray(value_at(decay, state.step), dtype)
-        old, new = jnp.sqrt(decayed), jnp.sqrt(1 - decayed)
+        share = jnp.asarray(value_at(decay, state.step), dtype)
 
-        # Lengths and ratios of them, not ‖g‖² and its variance: these leave the range
-        # of float32 for gradients of 1e10.
+        # A length and ratios, not ‖g‖² and its variance: these leave the range of
+        # float32 for gradients of 1e10.
+        is_first = state.length == 0
         usual = state.length / jnp.sqrt(_or_one(state.weight))
-        is_extreme = (usual > 0) & (newest > 10 * usual)
+        is_extreme = ~is_first & (newest > 10 * usual)
         counted = jnp.where(is_extreme, 2 * usual, newest)
-        length = jnp.hypot(old * state.length, new * counted)
-        unit = _or_one(length)
-        share = (old * state.length / unit) ** 2
-        deviation = jnp.hypot(
-            state.deviation * share / _or_one(old),
-            new * ((counted / unit) ** 2 - 1),
+        square = jnp.where(is_first, 1, (counted / _or_one(state.length)) ** 2)
+        old, new = jnp.where(is_first, 0, share), 1 - share
+        growth = old + new * square  # μ_t/μ_{t−1}
+        ratio = square / _or_one(growth)  # ‖g‖²/μ_t
+        variance = old * state.variance / _or_one(growth) ** 2 + new * (ratio - 1) ** 2
+        averages = (
+            share * state.weight + new,
+            jnp.where(is_first, counted, state.length) * jnp.sqrt(growth),
+            # It grows while gradients vanish, and infinite it would stay.
+            jnp.minimum(variance, 1e24),
         )
-        # It grows while gradients vanish, and infinite it would stay.
-        deviation = jnp.where(length == 0, 0, jnp.minimum(deviation, 1e12))
-        weight = decayed * state.weight + (1 - decayed)
 
-        bound = 1 + value_at(threshold, state.step) * deviation
+        bound = 1 + value_at(threshold, state.step) * jnp.sqrt(averages[2])
         is_finite = jnp.isfinite(newest)
-        is_open = (jnp.where(length == 0, 1, newest / unit) ** 2 >= bound) & is_finite
-        averages = [
-            jnp.where(is_finite, after, before)
-            for after, before in zip(
-                (weight, length, deviation), state[1:], strict=True
-            )
-        ]
-        return is_open, AdaptiveState(optax.safe_increment(state.step), *averages)
+        return ((ratio >= bound) | is_extreme) & is_finite, AdaptiveState(
+            optax.safe_increment(state.step),
+            *(
+                jnp.where(is_finite, *pair)
+                for pair in zip(averages, state[1:], strict=True)
+            ),
+        )
 
     return Gate(init, update)
 

@@ -67,7 +67,7 @@ def test_bernoullis_probability_may_be_a_schedule():
 def test_adaptive_is_the_recursion_written_out(x64):
     """With a threshold and a decay that are schedules, as the authors let them be.
 
-    The state has √μ_t and σ_t/μ_t.
+    The state has √μ_t and σ²_t/μ²_t.
     """
     squares = np.random.default_rng(0).gamma(2.0, size=30)
     grads = {"w": jnp.sqrt(squares / 2)[:, None] * jnp.ones(2)[None]}
@@ -77,7 +77,7 @@ def test_adaptive_is_the_recursion_written_out(x64):
     def step(state, grads):
         is_open, state = adaptive.update(state, grads=grads, unknown="ignored")
         mean = state.length**2
-        return state, (is_open, mean, (state.deviation * mean) ** 2)
+        return state, (is_open, mean, state.variance * mean**2)
 
     _, found = jax.jit(lambda grads: jax.lax.scan(step, adaptive.init(), grads))(grads)
     mean = variance = 0.0
