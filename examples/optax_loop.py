@@ -93,7 +93,7 @@ def main(argv=None):
         rows = rng.choice(len(images), 64, replace=False)
         params, opt_state = train_step(params, opt_state, images[rows], labels[rows])
         # Always 2 here; 1 on the steps on which a gate is closed.
-        gradients += 1 + int(opt_state.metrics["ascended"])
+        gradients += 1 + int(opt_state.report.metrics["ascended"])
 
     print(f"{arguments.steps} steps, {gradients} gradients")
     print(f"training accuracy {accuracy(params, images, labels):.3f}")
