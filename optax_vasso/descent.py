@@ -138,7 +138,8 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
     check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
-        sharpness = optax.tree.sub(perturbed, clean)
+        # In float32 or wider: a difference may leave the range of float16.
+        sharpness = optax.tree.sub(*map(numerics.widen_tree, (perturbed, clean)))
         return numerics.add_scaled(clean, weight / (1 - weight), sharpness)
 
     return _descent("weighted_descent", gamma, direction)

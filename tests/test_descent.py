@@ -51,6 +51,13 @@ def test_gsam_keeps_the_component_along_the_perturbed_gradient(seed):
     assert flat(direction) @ flat(p) == pytest.approx(flat(p) @ flat(p), rel=1e-4)
 
 
+def test_weighted_descent_between_float16_gradients_far_apart():
+    """Their difference is out of range, the result is not."""
+    p, c = ([jnp.asarray([g], jnp.float16)] for g in (4e4, -4e4))
+    direction, _ = descend(ov.descent.weighted_descent, 0.2, p, c)
+    np.testing.assert_allclose(direction[0], [-2e4], rtol=1e-3)
+
+
 @given(seed=SEEDS, gamma=st.floats(0, 0.95))
 def test_weighted_descent_is_the_formula(seed, gamma):
     p, c = random_tree(seed), random_tree(seed + 1)

@@ -239,6 +239,17 @@ def test_async_sam_is_its_formula():
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
 
 
+def test_sampa_between_float16_gradients_far_apart():
+    """Their difference is out of range, their mean is not."""
+    optimizer = ov.sampa(optax.sgd(1.0), learning_rate=0.0, lmbda=0.5)
+    params, grads = jnp.zeros(1, jnp.float16), jnp.asarray([4e4], jnp.float16)
+    updates, state = optimizer.update(
+        grads, optimizer.init(params), params, grad_fn=lambda x: -grads
+    )
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(ov.eval_params(state, params), [0.0], atol=1e-3)
+
+
 def test_sampa_is_its_formula():
     x, epsilon, last, points = START, 0.0, 0.0, []
     for t in range(STEPS):
