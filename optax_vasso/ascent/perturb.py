@@ -101,8 +101,12 @@ def asam_perturb(
       eta: what is added to abs(x), >= 0: a number, a schedule, or traced.
       rescaled: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one, like the mask of :func:`optax.masked`; T = 1 on the leaves
-        that are ``False``. The authors rescale kernels only:
-        ``rescaled=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)``.
+        that are ``False``. The authors rescale kernels only. Choose them by name: where
+        layers are stacked for :func:`jax.lax.scan`, a bias has two axes as well::
+
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: path[-1].key == "kernel", params
+            )
 
     Returns:
       A :class:`optax.GradientTransformation` whose output is added to the parameters
