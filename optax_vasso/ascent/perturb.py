@@ -4,6 +4,11 @@ An ascent chain is any :class:`optax.GradientTransformation` whose output is *ad
 to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 :func:`optax.ema`, ...), then one perturbation (:func:`sam_perturb`,
 :func:`asam_perturb`, :func:`fisher_perturb`) that gives the direction its length.
+
+A filter has to keep the sign of the gradient, as :func:`optax.trace` and ``scale_by_*``
+do. An optimizer, such as :func:`optax.adam` or :func:`optax.contrib.muon`, returns a
+descent step and needs ``optax.scale(-1.0)`` behind it, or the perturbation lowers the
+loss: the ``cosine`` of :func:`optax_vasso.metrics.track` is then negative.
 """
 
 from __future__ import annotations
