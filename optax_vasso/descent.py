@@ -25,8 +25,10 @@ from optax_vasso._internal.checks import (
     check_state,
     check_structure,
     check_transformation,
+    require_params,
     value_at,
 )
+from optax_vasso.ascent.trained import trained_by
 
 __all__ = [
     "decoupled_descent",
@@ -172,8 +174,8 @@ def decoupled_descent(
     The optimizer steps along the clean gradient, and −η γ/(1 − γ) (g_p − g_c) is added
     to its step: momentum then holds no sharpness of past steps. Where the optimizer is
     plain SGD of the learning rate η, this is :func:`weighted_descent` before it. What
-    clips or freezes stands around the whole, as in ``chain(wsam(...), freeze(mask))``,
-    where it sees the sharpness as well.
+    the optimizer freezes (:func:`optax_vasso.ascent.trained_by`) stays where it is;
+    what it clips does not include the sharpness.
 
     Args:
       optimizer: any Optax optimizer.
@@ -197,10 +199,10 @@ def decoupled_descent(
     check_transformation("optimizer", optimizer)
     check_not_negative("learning_rate", learning_rate)
     _check_gamma(gamma)
+    is_trained = trained_by(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> DecoupledState:
-        check_params(params)
         return DecoupledState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     def update_fn(
@@ -211,6 +213,7 @@ def decoupled_descent(
         clean_grads: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, DecoupledState]:
+        require_params(params, "decoupled_descent")
         check_state(state, DecoupledState, "decoupled_descent")
         _require_clean_grads("decoupled_descent", updates, clean_grads)
         steps, optimizer_state = optimizer.update(
@@ -225,8 +228,13 @@ def decoupled_descent(
             jnp.asarray(value_at(value, state.step), dtype)
             for value in (learning_rate, gamma)
         )
+        sharpness = numerics.map_updates(
+            lambda s, moves: s if moves else jnp.zeros_like(s),
+            _difference(updates, clean_grads),
+            is_trained(params),
+        )
         new_updates = numerics.add_scaled(
-            steps, -rate * weight / (1 - weight), _difference(updates, clean_grads)
+            steps, -rate * weight / (1 - weight), sharpness
         )
         step = optax.safe_increment(state.step)
         return new_updates, DecoupledState(step, optimizer_state)
