@@ -6,7 +6,8 @@
 A perceptron of 128 × 128 layers in float32, base optimizer SGD with momentum: two
 layers over eight forced devices, with data parallelism and with parameters divided over
 the devices (fsdp), and three layers for what another leaf adds. Operations, bytes and
-memory are those of one device. ``tests/test_budgets.py`` holds them.
+memory are those of one device. Sixteen layers in one scan, on one device, show how
+often a step holds the activations of all of them. ``tests/test_budgets.py`` holds them.
 """
 
 import json
@@ -99,6 +100,27 @@ def program(
     return compiled, state.opt_state, measuring.tree_bytes(params)
 
 
+def scanned(
+    optimizer: optax.GradientTransformation, **options: Any
+) -> measuring.Measures:
+    """A step of a perceptron whose layers are stacked, and its activations' bytes."""
+    layers, examples = 16, 1024
+
+    def loss_fn(params: PyTree, batch: PyTree) -> jax.Array:
+        def layer(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.tanh(x @ weights), None
+
+        return jnp.mean((jax.lax.scan(layer, batch, params)[0] - 1) ** 2)
+
+    params = jnp.ones((layers, WIDTH, WIDTH)) / WIDTH
+    batch = jnp.ones((examples, WIDTH))
+    state = ov.init_train_state(params, optimizer)
+    step = ov.make_train_step(loss_fn, optimizer, **options)
+    row = measuring.counts(step.lower(state, batch).compile())
+    stack = layers * measuring.tree_bytes(batch)
+    return row | {"activations": round(row["temporary_bytes"] / stack, 4)}
+
+
 def sent(compiled: Any, size: int, layout: str) -> measuring.Measures:
     """What a step sends, in collectives and in bytes of one gradient."""
     row = {}
@@ -127,6 +149,9 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
     averaged = optax.chain(ov.train.average_over("data"), BASE)
     local, _, size = program(ov.vasso(averaged), 2, "local")
     yield "VaSSO, local ascent", sent(local, size, "local")
+    yield "SGD, scanned layers", scanned(BASE)
+    apart = ov.train.apart()
+    yield "SAM, scanned layers", scanned(RECIPES["SAM"](BASE), gradient=apart)
 
 
 def differences(

@@ -23,7 +23,7 @@ RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "Fisher SAM": lambda base: ov.fisher_sam(base, RHO),
     "GSAM": lambda base: ov.gsam(base, RHO),
     "LookSAM, k = 5": lambda base: ov.looksam(base, RHO),
-    "WSAM": lambda base: ov.wsam(base, RHO),
+    "WSAM": lambda base: ov.wsam(base, RHO, learning_rate=0.01),
     "AE-SAM": lambda base: ov.ae_sam(base, RHO),
 }
 

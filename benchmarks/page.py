@@ -94,7 +94,7 @@ def budget() -> str:
         "data all-reduce: number": ("in", "{}"),
         "fsdp all-gather: gradients": ("all-gathered, fsdp", "{:.2f}"),
     }
-    rows = {n: r for n, r in load("budgets")["rows"].items() if "operations" in r}
+    rows = {n: r for n, r in load("budgets")["rows"].items() if "state" in r}
     return measured(rows, columns)
 
 

@@ -24,10 +24,14 @@ from optax_vasso._internal.checks import (
     check_not_negative,
     check_state,
     check_structure,
+    check_transformation,
+    require_params,
     value_at,
 )
+from optax_vasso.ascent.trained import trained_by
 
 __all__ = [
+    "decoupled_descent",
     "gsam_descent",
     "looksam_descent",
     "weighted_descent",
@@ -57,6 +61,18 @@ class LookSamState(NamedTuple):
 
     step: jax.Array
     orthogonal: PyTree
+
+
+class DecoupledState(NamedTuple):
+    """State of :func:`decoupled_descent`.
+
+    Attributes:
+      step: calls so far, an int32 scalar: where schedules are read.
+      optimizer_state: the state of the base optimizer.
+    """
+
+    step: jax.Array
+    optimizer_state: optax.OptState
 
 
 def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
@@ -103,9 +119,11 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
 
 
 def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Weigh sharpness as a regularization term: weighted SAM's direction.
+    """Weigh sharpness as a regularization term: weighted SAM, coupled.
 
-    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training.
+    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training. Momentum
+    and scaling behind it see the sharpness too; :func:`decoupled_descent`, which
+    :func:`optax_vasso.wsam` uses as its authors do, keeps it out of them.
 
     Args:
       gamma: weight of the sharpness, in [0, 1): a number, a schedule of the step, or a
@@ -135,13 +153,93 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
       Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
       Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023, equation 7.
     """
-    check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
+    _check_gamma(gamma)
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
-        sharpness = optax.tree.sub(perturbed, clean)
-        return numerics.add_scaled(clean, weight / (1 - weight), sharpness)
+        return numerics.add_scaled(
+            clean, weight / (1 - weight), _difference(perturbed, clean)
+        )
 
     return _descent("weighted_descent", gamma, direction)
+
+
+def decoupled_descent(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: Hyperparameter,
+    gamma: Hyperparameter,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend on sharpness beside the optimizer: weighted SAM as its authors run it.
+
+    The optimizer steps along the clean gradient, and −η γ/(1 − γ) (g_p − g_c) is added
+    to its step: momentum then holds no sharpness of past steps. Where the optimizer is
+    plain SGD of the learning rate η, this is :func:`weighted_descent` before it. What
+    the optimizer freezes (:func:`optax_vasso.ascent.trained_by`) stays where it is;
+    what it clips does not include the sharpness.
+
+    Args:
+      optimizer: any Optax optimizer.
+      learning_rate: η, >= 0: a number, a schedule of the step, or a traced scalar.
+      gamma: weight of the sharpness, in [0, 1), likewise.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`, for the place of the base
+      optimizer in :func:`optax_vasso.sharpness_aware`.
+
+    Raises:
+      ValueError: if optimizer is no transformation or a hyperparameter is out of its
+        range; at ``update``, if it is not called from inside
+        :func:`optax_vasso.sharpness_aware`.
+
+    References:
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+      Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023; the default of
+      their `code <https://github.com/intelligent-machine-learning/dlrover>`_.
+    """
+    check_transformation("optimizer", optimizer)
+    check_not_negative("learning_rate", learning_rate)
+    _check_gamma(gamma)
+    is_trained = trained_by(optimizer)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init_fn(params: PyTree) -> DecoupledState:
+        return DecoupledState(jnp.zeros((), jnp.int32), optimizer.init(params))
+
+    def update_fn(
+        updates: PyTree,
+        state: DecoupledState,
+        params: PyTree = None,
+        *,
+        clean_grads: PyTree = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, DecoupledState]:
+        require_params(params, "decoupled_descent")
+        check_state(state, DecoupledState, "decoupled_descent")
+        _require_clean_grads("decoupled_descent", updates, clean_grads)
+        steps, optimizer_state = optimizer.update(
+            clean_grads,
+            state.optimizer_state,
+            params,
+            clean_grads=clean_grads,
+            **extra_args,
+        )
+        dtype = numerics.accumulation_dtype(updates)
+        rate, weight = (
+            jnp.asarray(value_at(value, state.step), dtype)
+            for value in (learning_rate, gamma)
+        )
+        sharpness = numerics.map_updates(
+            lambda s, moves: s if moves else jnp.zeros_like(s),
+            _difference(updates, clean_grads),
+            is_trained(params),
+        )
+        new_updates = numerics.add_scaled(
+            steps, -rate * weight / (1 - weight), sharpness
+        )
+        step = optax.safe_increment(state.step)
+        return new_updates, DecoupledState(step, optimizer_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
@@ -232,6 +330,15 @@ def _descent(
         return new_updates, DescentState(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_gamma(gamma: Hyperparameter) -> None:
+    check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def _difference(perturbed: PyTree, clean: PyTree) -> PyTree:
+    """In float32 or wider, since it may leave the range of float16."""
+    return optax.tree.sub(*map(numerics.widen_tree, (perturbed, clean)))
 
 
 def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> None:

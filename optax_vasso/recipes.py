@@ -31,7 +31,7 @@ from optax_vasso.ascent.select import Mask, masked_ascent
 from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
 from optax_vasso.ascent.trained import trained_by
 from optax_vasso.ascent.unbuffered import unbuffered_vasso
-from optax_vasso.descent import gsam_descent, looksam_descent, weighted_descent
+from optax_vasso.descent import decoupled_descent, gsam_descent, looksam_descent
 from optax_vasso.steps.one_gradient import lagged
 from optax_vasso.steps.two_gradients import sharpness_aware
 
@@ -316,16 +316,24 @@ def wsam(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.05,
     *,
+    learning_rate: Hyperparameter,
     gamma: Hyperparameter = 0.9,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM with its sharpness weighed as a regularization term: weighted SAM.
 
+    As its authors run it: the base optimizer steps along the clean gradient g_c, and
+    −η γ/(1 − γ) (g_p − g_c) is added to its step, so that momentum and scaling do not
+    see the sharpness (:func:`~optax_vasso.descent.decoupled_descent`). For the coupled
+    form chain :func:`~optax_vasso.descent.weighted_descent` before the optimizer.
+
     Args:
-      optimizer: any Optax optimizer; it sees the weighted gradient at x_t.
+      optimizer: any Optax optimizer; it sees the clean gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      gamma: weight of the sharpness, in [0, 1), as in
-        :func:`~optax_vasso.descent.weighted_descent`; 1/2 is SAM.
+      learning_rate: η, that of the optimizer, >= 0: a number, a schedule of the step,
+        or a traced scalar.
+      gamma: weight of the sharpness, in [0, 1); with 1/2, and an optimizer that is
+        plain SGD, it is SAM.
       mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
@@ -337,7 +345,7 @@ def wsam(
       Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023.
     """
     return sharpness_aware(
-        _descending(weighted_descent(gamma), optimizer),
+        decoupled_descent(optimizer, learning_rate=learning_rate, gamma=gamma),
         _perturbing(sam_perturb(rho), mask, optimizer),
     )
 

@@ -211,6 +211,65 @@ def test_per_layer_keeps_a_state_for_every_leaf():
     np.testing.assert_allclose(outputs[-1]["b"][0], alone[-1], rtol=1e-5)
 
 
+def unstack(stacked):
+    """The tree with a list of layers in place of leaves stacked for a scan."""
+    layers = [
+        jax.tree.map(lambda leaf, i=i: leaf[i], stacked["layers"]) for i in range(3)
+    ]
+    return stacked | {"layers": layers}
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        optax.chain(ov.vasso_ema(0.5), ov.sam_perturb(0.1)),
+        optax.chain(ov.vasso_ema(0.5), ov.asam_perturb(0.1)),
+    ],
+    ids=["vasso", "asam"],
+)
+def test_per_layer_takes_leaves_stacked_for_a_scan_layer_by_layer(chain):
+    random = np.random.default_rng(0)
+
+    def tree():
+        return {
+            "head": jnp.asarray(random.normal(size=4), jnp.float32),
+            "layers": {
+                "kernel": jnp.asarray(random.normal(size=(3, 4, 4)), jnp.float32),
+                "bias": jnp.asarray(random.normal(size=(3, 4)), jnp.float32),
+            },
+        }
+
+    params, steps = tree(), [tree() for _ in range(3)]
+    scanned = ov.ascent.per_layer(chain, stacked={"head": False, "layers": True})
+    found, state = jax.jit(lambda s: run_chain(scanned, s, params))(steps)
+    listed = ov.ascent.per_layer(chain)
+    expected, _ = jax.jit(lambda s: run_chain(listed, s, unstack(params)))(
+        [unstack(step) for step in steps]
+    )
+    chex.assert_trees_all_close(unstack(found[-1]), expected[-1], rtol=1e-5)
+    assert optax.tree.get(state, "ema")["layers"]["bias"].shape == (3, 4)
+
+
+def test_a_mask_by_name_does_not_change_when_layers_are_stacked():
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key == "kernel", params
+        )
+
+    layers = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}
+    grads = {"layers": layers}
+    ascent = ov.ascent.masked_ascent(ov.sam_perturb(0.1), kernels)
+    found, _ = ascent.update(grads, ascent.init(grads), grads)
+    listed, _ = ascent.update(
+        unstack(grads), ascent.init(unstack(grads)), unstack(grads)
+    )
+    assert found["layers"]["bias"] is listed["layers"][0]["bias"] is None
+    for i in range(3):
+        np.testing.assert_allclose(
+            found["layers"]["kernel"][i], listed["layers"][i]["kernel"], rtol=1e-6
+        )
+
+
 MASKS = {
     "a tree": {"a": True, "b": [False, (True, False)]},
     "a prefix": {"a": True, "b": [False, True]},

@@ -129,7 +129,7 @@ def test_an_unusable_hyperparameter_names_itself_and_its_range(name):
         make(ov.friendly_sam, optax.sgd(0.1), lmbda=1),
         make(ov.looksam, optax.sgd(0.1), k=0),
         make(ov.lagged_vasso, optax.sgd(0.1), theta=2),
-        make(ov.wsam, optax.sgd(0.1), gamma=1),
+        make(ov.wsam, optax.sgd(0.1), learning_rate=0.1, gamma=1),
         make(ov.ae_sam, optax.sgd(0.1), decay=1),
         make(ov.sam, 0.1, optax.sgd(0.1)),
     ],

@@ -60,7 +60,7 @@ RECIPES = {
     # Of the plane's two directions one is stored: with more of it, 0.7 as by default,
     # Rosenbrock's valley is left at every turn.
     "looksam": functools.partial(ov.looksam, alpha=0.3),
-    "wsam": ov.wsam,
+    "wsam": functools.partial(ov.wsam, learning_rate=1e-3),
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
     "auto_vasso": lambda optimizer, rho=0.1: _with_a_loss(

@@ -51,6 +51,28 @@ def test_gsam_keeps_the_component_along_the_perturbed_gradient(seed):
     assert flat(direction) @ flat(p) == pytest.approx(flat(p) @ flat(p), rel=1e-4)
 
 
+def test_weighted_descent_between_float16_gradients_far_apart():
+    """Their difference is out of range, the result is not."""
+    p, c = ([jnp.asarray([g], jnp.float16)] for g in (4e4, -4e4))
+    direction, _ = descend(ov.descent.weighted_descent, 0.2, p, c)
+    np.testing.assert_allclose(direction[0], [-2e4], rtol=1e-3)
+
+
+def test_decoupled_sharpness_leaves_frozen_weights_where_they_are():
+    """Their gradient at x + ε is another one, although they are not perturbed."""
+    base = optax.chain(
+        optax.sgd(0.1, momentum=0.9), optax.freeze({"a": False, "b": True})
+    )
+    optimizer = ov.wsam(base, 0.5, learning_rate=0.1)
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    grad_fn = jax.grad(lambda p: jnp.sum(jnp.sin(p["a"] * p["b"])))
+    updates, _ = optimizer.update(
+        grad_fn(params), optimizer.init(params), params, grad_fn=grad_fn
+    )
+    assert np.all(updates["a"] != 0)
+    np.testing.assert_array_equal(updates["b"], 0)
+
+
 @given(seed=SEEDS, gamma=st.floats(0, 0.95))
 def test_weighted_descent_is_the_formula(seed, gamma):
     p, c = random_tree(seed), random_tree(seed + 1)

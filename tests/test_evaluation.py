@@ -4,6 +4,7 @@ With a learning rate of zero the clean point never moves, whatever the perturbat
 does: the state and the parameters of the loop must give the start back.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ RECIPES = {
     "fisher_sam": ov.fisher_sam,
     "gsam": ov.gsam,
     "looksam": lambda base, **kw: ov.looksam(base, k=1, **kw),
-    "wsam": ov.wsam,
+    "wsam": functools.partial(ov.wsam, learning_rate=0.1),
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
 }

@@ -1,5 +1,6 @@
 """One test for each row of docs/optax-interplay.md: what holds with each transform."""
 
+import contextlib
 import functools
 import re
 from pathlib import Path
@@ -13,7 +14,13 @@ import pytest
 
 import optax_vasso as ov
 from optax_vasso.ascent.unbuffered import unbuffered_vasso
-from optax_vasso.metrics import perturbation_norm, stability, track
+from optax_vasso.metrics import (
+    cosine,
+    perturbation_norm,
+    running_mean,
+    stability,
+    track,
+)
 
 RHO, THETA, RATE = 0.1, 0.4, 0.05
 # A few roundings of float64: the two sides are the same mathematics in another order.
@@ -269,6 +276,30 @@ def test_per_layer():
     epsilon = ascent_of(ov.ascent.per_layer(ov.sam_perturb(RHO)))
     expected = jax.tree.map(lambda g: RHO * g / optax.tree.norm(g), grad(start()))
     assert_close(epsilon, expected)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.contrib.muon(1.0), optax.adam(1.0), optax.sgd(1.0)],
+    ids=["muon", "adam", "sgd"],
+)
+def test_contrib_muon_and_other_optimizers_are_filters_with_the_opposite_sign(
+    optimizer,
+):
+    """Their updates descend: a perturbation along them lowers the loss, as track says.
+
+    With optax.scale(-1.0) behind, the cosine with the gradient is the opposite.
+    """
+    cosines = []
+    for sign in (1.0, -1.0):
+        chain = optax.chain(optimizer, optax.scale(sign), ov.sam_perturb(RHO))
+        base = optax.chain(track(running_mean(cosine)), optax.sgd(RATE))
+        _, state = update_once(ov.sharpness_aware(base, chain))
+        cosines.append(float(optax.tree.get(state, "mean_cosine")))
+        with pytest.warns(RuntimeWarning) if sign > 0 else contextlib.nullcontext():
+            ov.metrics.check_uphill(state)
+    assert cosines[0] < -0.5
+    assert cosines[1] == pytest.approx(-cosines[0], rel=1e-6)
 
 
 def test_inject_hyperparams_around_a_recipe():

@@ -148,7 +148,11 @@ FORMULAS = {
     "fisher_sam": (ov.fisher_sam, {"rho": 0.3, "eta": 0.5}, fisher_sam),
     "gsam": (ov.gsam, {"rho": 0.3, "alpha": 0.4}, gsam),
     "looksam": (ov.looksam, {"rho": 0.3, "alpha": 0.5, "k": 3}, looksam),
-    "wsam": (ov.wsam, {"rho": 0.3, "gamma": 0.8}, wsam),
+    "wsam": (
+        functools.partial(ov.wsam, learning_rate=RATE),
+        {"rho": 0.3, "gamma": 0.8},
+        wsam,
+    ),
     "ae_sam": (ov.ae_sam, {"rho": 0.3, "threshold": 0.2, "decay": 0.8}, ae_sam),
 }
 
@@ -227,6 +231,37 @@ def test_a_lagged_recipe_is_its_formula(name):
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
 
 
+WEIGHT = 0.8 / (1 - 0.8)  # γ/(1 − γ)
+MOMENTUM = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(RATE, momentum=0.9))
+
+
+def test_wsam_takes_the_sharpness_beside_the_momentum():
+    """v ← μ v + g + decay, x ← x − η v − η γ/(1 − γ) (g(x + ε) − g)."""
+    x, v, points = START, 0.0, []
+    for t in range(STEPS):
+        g = gradient(x, t)
+        sharpness = gradient(x + 0.3 * unit(g), t) - g
+        v = 0.9 * v + g + 0.1 * x
+        x = x - RATE * v - RATE * WEIGHT * sharpness
+        points.append(x)
+    optimizer = ov.wsam(MOMENTUM, 0.3, learning_rate=lambda step: RATE, gamma=0.8)
+    np.testing.assert_allclose(trained(optimizer), np.stack(points), rtol=1e-10)
+
+
+def test_weighted_descent_takes_the_sharpness_into_the_momentum():
+    """The coupled form: v ← μ v + g + γ/(1 − γ) (g(x + ε) − g) + decay."""
+    x, v, points = START, 0.0, []
+    for t in range(STEPS):
+        g = gradient(x, t)
+        sharpness = gradient(x + 0.3 * unit(g), t) - g
+        v = 0.9 * v + g + WEIGHT * sharpness + 0.1 * x
+        x = x - RATE * v
+        points.append(x)
+    coupled = optax.chain(ov.descent.weighted_descent(0.8), MOMENTUM)
+    optimizer = ov.sharpness_aware(coupled, ov.sam_perturb(0.3))
+    np.testing.assert_allclose(trained(optimizer), np.stack(points), rtol=1e-10)
+
+
 def test_async_sam_is_its_formula():
     """Two gradients, at points that are both known when the step begins."""
     x, epsilon, points = START, 0.0, []
@@ -237,6 +272,17 @@ def test_async_sam_is_its_formula():
     ascent = optax.chain(ov.clean_gradient(), ov.sam_perturb(0.3))
     actual = trained(ov.lagged(optax.sgd(RATE), ascent), is_lagged=True)
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+def test_sampa_between_float16_gradients_far_apart():
+    """Their difference is out of range, their mean is not."""
+    optimizer = ov.sampa(optax.sgd(1.0), learning_rate=0.0, lmbda=0.5)
+    params, grads = jnp.zeros(1, jnp.float16), jnp.asarray([4e4], jnp.float16)
+    updates, state = optimizer.update(
+        grads, optimizer.init(params), params, grad_fn=lambda x: -grads
+    )
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(ov.eval_params(state, params), [0.0], atol=1e-3)
 
 
 def test_sampa_is_its_formula():
@@ -316,7 +362,10 @@ LIMITS = {
     "fisher_sam, eta = 0, is sam": (lambda o: ov.fisher_sam(o, 0.3, eta=0.0), "sam"),
     "gsam, alpha = 0, is sam": (lambda o: ov.gsam(o, 0.3, alpha=0.0), "sam"),
     "looksam, k = 1, is sam": (lambda o: ov.looksam(o, 0.3, k=1), "sam"),
-    "wsam, gamma = 1/2, is sam": (lambda o: ov.wsam(o, 0.3, gamma=0.5), "sam"),
+    "wsam, gamma = 1/2, is sam without momentum": (
+        lambda o: ov.wsam(o, 0.3, learning_rate=RATE, gamma=0.5),
+        "sam",
+    ),
     "ae_sam, no threshold, is sam": (
         lambda o: ov.ae_sam(o, 0.3, threshold=-1e9),
         "sam",
@@ -333,7 +382,8 @@ def test_limits(name):
 
 
 @pytest.mark.parametrize(
-    "recipe", [lambda o: ov.wsam(o, gamma=0.0), lambda o: ov.sam(o, 0.0)]
+    "recipe",
+    [lambda o: ov.wsam(o, learning_rate=RATE, gamma=0.0), lambda o: ov.sam(o, 0.0)],
 )
 def test_limits_that_are_plain_training(recipe):
     np.testing.assert_allclose(
@@ -359,7 +409,7 @@ DEFAULTS = {
     ov.fisher_sam: {"rho": 0.1, "eta": 1.0},
     ov.gsam: {"rho": 0.1, "alpha": 0.3},
     ov.looksam: {"rho": 0.1, "alpha": 0.7, "k": 5},
-    ov.wsam: {"rho": 0.05, "gamma": 0.9},
+    ov.wsam: {"rho": 0.05, "learning_rate": inspect.Parameter.empty, "gamma": 0.9},
     ov.ae_sam: {"rho": 0.05, "threshold": 0.0, "decay": 0.9},
 }
 
@@ -386,9 +436,8 @@ def test_a_mask_chooses_the_leaves_that_are_perturbed(recipe):
     """The others are seen where they are, and trained all the same."""
     mask = {"a": True, "b": False}
     params = {"a": jnp.asarray(START[:2]), "b": jnp.asarray(START[2:])}
-    optimizer = recipe(optax.sgd(RATE), mask=mask)
-    if recipe is ov.evasso:
-        optimizer = recipe(optax.sgd(RATE), probability=1.0, mask=mask)
+    needed = {ov.evasso: {"probability": 1.0}, ov.wsam: {"learning_rate": RATE}}
+    optimizer = recipe(optax.sgd(RATE), mask=mask, **needed.get(recipe, {}))
     seen = []
 
     def grad_fn(params):

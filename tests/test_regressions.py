@@ -4,6 +4,7 @@ The sections follow the steps of a training run: numbers, states, averages, gate
 wrappers, and the loops of other libraries.
 """
 
+import functools
 import re
 
 import equinox as eqx
@@ -27,7 +28,7 @@ RECIPES = {
     "fisher_sam": ov.fisher_sam,
     "gsam": ov.gsam,
     "looksam": lambda base, **kw: ov.looksam(base, k=2, **kw),
-    "wsam": ov.wsam,
+    "wsam": functools.partial(ov.wsam, learning_rate=0.1),
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
 }

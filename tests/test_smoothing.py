@@ -115,6 +115,23 @@ def test_a_wide_accumulator_keeps_what_bfloat16_loses():
     assert means[jnp.float32] == pytest.approx(1.00078125, rel=1e-6)
 
 
+def test_the_noise_of_float16_gradients_does_not_overflow():
+    """6e4 + 6e4 is above 65,504, where it ends; the perturbation is as long as ever."""
+    steps = [[jnp.asarray([g, 0.0, g / 4], jnp.float16)] for g in (6e4, -6e4)]
+    noise, _ = compiled(ov.friendly_noise)(steps, 1.0, 0.0)
+    np.testing.assert_array_equal(noise[-1][0], [-65504, 0, -3e4])
+    epsilon, _ = run_chain(
+        optax.chain(ov.friendly_noise(1.0, 0.0), ov.sam_perturb(5.0)), steps
+    )
+    assert np.linalg.norm(flat(epsilon[-1])) == pytest.approx(5, rel=1e-3)
+
+
+def test_an_infinite_gradient_stays_infinite_in_the_noise():
+    steps = [[jnp.asarray([g, 1.0], jnp.float16)] for g in (1.0, np.inf)]
+    noise, _ = compiled(ov.friendly_noise)(steps, 1.0, 0.0)
+    np.testing.assert_array_equal(noise[-1][0], [np.inf, 0])
+
+
 def test_float16_gradients_average_without_overflow():
     steps = [[jnp.full(4, 6e4, jnp.float16)] for _ in range(3)]
     outputs, _ = run_chain(ov.vasso_ema(0.3), steps)

@@ -4,6 +4,11 @@ An ascent chain is any :class:`optax.GradientTransformation` whose output is *ad
 to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 :func:`optax.ema`, ...), then one perturbation (:func:`sam_perturb`,
 :func:`asam_perturb`, :func:`fisher_perturb`) that gives the direction its length.
+
+A filter has to keep the sign of the gradient, as :func:`optax.trace` and ``scale_by_*``
+do. An optimizer, such as :func:`optax.adam` or :func:`optax.contrib.muon`, returns a
+descent step and needs ``optax.scale(-1.0)`` behind it, or the perturbation lowers the
+loss: the ``cosine`` of :func:`optax_vasso.metrics.track` is then negative.
 """
 
 from __future__ import annotations
@@ -101,8 +106,12 @@ def asam_perturb(
       eta: what is added to abs(x), >= 0: a number, a schedule, or traced.
       rescaled: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one, like the mask of :func:`optax.masked`; T = 1 on the leaves
-        that are ``False``. The authors rescale kernels only:
-        ``rescaled=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)``.
+        that are ``False``. The authors rescale kernels only. Choose them by name: where
+        layers are stacked for :func:`jax.lax.scan`, a bias has two axes as well::
+
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: path[-1].key == "kernel", params
+            )
 
     Returns:
       A :class:`optax.GradientTransformation` whose output is added to the parameters

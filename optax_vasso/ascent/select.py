@@ -94,23 +94,28 @@ def masked_ascent(
 
 
 def per_layer(
-    ascent: optax.GradientTransformation,
+    ascent: optax.GradientTransformation, *, stacked: Mask = False
 ) -> optax.GradientTransformationExtraArgs:
     """Run an ascent chain on every leaf by itself.
 
     ``per_layer(sam_perturb(rho))`` gives each leaf a perturbation of norm ρ, where
-    ``sam_perturb(rho)`` gives one to the tree.
+    ``sam_perturb(rho)`` gives one to the tree. Where the layers of a network are
+    stacked for :func:`jax.lax.scan`, a leaf holds all of them, and ``stacked`` says so.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on as they are, but for
         ``perturbation``, of which each leaf gets its own.
+      stacked: leaves whose first axis counts layers, each of which is then taken by
+        itself: a tree of booleans, a prefix of one, or a function of the parameters
+        that returns one; by default none.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is that of ``ascent``
       with a tree like the parameters in place of each leaf, one entry per layer.
 
     Raises:
-      ValueError: if ascent is no transformation; at ``update``, if ``params`` is
+      ValueError: if ascent is no transformation; at ``init`` and ``update``, if stacked
+        has another structure than the parameters; at ``update``, if ``params`` is
         missing.
 
     Examples:
@@ -123,6 +128,14 @@ def per_layer(
       >>> print(perturbation["bias"], perturbation["kernel"])
       [0.1] [0.06 0.08]
 
+      Two layers in one leaf:
+
+      >>> grads = jnp.array([[3.0, 4.0], [0.0, 2.0]])
+      >>> ascent = per_layer(sam_perturb(rho=0.1), stacked=True)
+      >>> print(ascent.update(grads, ascent.init(grads), grads)[0])
+      [[0.06 0.08]
+       [0.   0.1 ]]
+
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, section 4.3.
@@ -132,7 +145,7 @@ def per_layer(
 
     # Optax finds buffers in a state where init puts params, so the state is one of the
     # chain with trees in it and not a tree with a state of the chain at each leaf.
-    def stacked(states: list[PyTree], params: PyTree) -> PyTree:
+    def joined(states: list[PyTree], params: PyTree) -> PyTree:
         layers: Any = jax.tree.structure(params)
         inner: Any = jax.tree.structure(states[0])
         columns = zip(*map(inner.flatten_up_to, states), strict=True)
@@ -143,7 +156,12 @@ def per_layer(
         leaves = jax.tree.leaves(params)
         if not leaves:
             return ascent.init(params)
-        return stacked([ascent.init(leaf) for leaf in leaves], params)
+        are_stacked = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+        states = [
+            (jax.vmap(ascent.init) if is_stacked else ascent.init)(leaf)
+            for leaf, is_stacked in zip(leaves, are_stacked, strict=True)
+        ]
+        return joined(states, params)
 
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
@@ -160,15 +178,19 @@ def per_layer(
             own: list[dict[str, Any]] = [{}] * len(leaves)
         else:
             own = [{"perturbation": e} for e in layers.flatten_up_to(lagging)]
+        are_stacked = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+
+        def advance(update: Any, state: Any, leaf: Any, own: dict[str, Any]) -> Any:
+            return ascent.update(update, state, leaf, **extra_args, **own)
+
         parts, states = [], []
         for i, update in enumerate(layers.flatten_up_to(updates)):
             part, layer = None, inner.unflatten([column[i] for column in columns])
             if update is not None:
-                part, layer = ascent.update(
-                    update, layer, leaves[i], **extra_args, **own[i]
-                )
+                each = jax.vmap(advance) if are_stacked[i] else advance
+                part, layer = each(update, layer, leaves[i], own[i])
             parts.append(part)
             states.append(layer)
-        return layers.unflatten(parts), stacked(states, params)
+        return layers.unflatten(parts), joined(states, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

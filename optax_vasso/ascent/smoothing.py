@@ -137,7 +137,7 @@ def friendly_noise(
 
     Returns:
       A :class:`optax.GradientTransformation` whose output n_t has the dtypes of the
-      gradient.
+      gradient; in float16 a difference that is out of range ends at ±65,504.
 
     Raises:
       ValueError: if sigma is not a finite number >= 0 or lmbda is outside [0, 1); at
@@ -179,7 +179,7 @@ def friendly_noise(
         check_structure(updates, state.ema, "friendly_noise")
         share = -jnp.asarray(value_at(sigma, state.step))
         noise = numerics.map_updates(
-            lambda g, m: _combine(1.0, g, share, m).astype(g.dtype),
+            lambda g, m: _saturated(_combine(1.0, g, share, m), g),
             updates,
             state.ema,
         )
@@ -222,6 +222,18 @@ def _combine(
     return jnp.asarray(a, dtype) * numerics.widen(x, dtype) + jnp.asarray(
         b, dtype
     ) * numerics.widen(y, dtype)
+
+
+def _saturated(wide: jax.Array, like: jax.Array) -> jax.Array:
+    """Cast, to the largest number and not to infinity where the range is that of half.
+
+    An infinite gradient stays infinite: it is for others to see.
+    """
+    info = jnp.finfo(like.dtype)
+    if info.nexp < 8:
+        most = float(info.max)
+        wide = jnp.where(jnp.isfinite(like), jnp.clip(wide, -most, most), wide)
+    return wide.astype(like.dtype)
 
 
 def moving_average(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from optax_vasso._internal import numerics
-from optax_vasso.sharpness import batches, checks
+from optax_vasso.sharpness import batches, checks, programs
 
 PyTree = Any
 
@@ -113,7 +113,7 @@ def squared_error(
     return _squared_error(loss, params, groups, direction)
 
 
-@jax.jit
+@programs.compiled
 def _friendliness(
     loss_fn: Partial,
     params: PyTree,
@@ -130,7 +130,7 @@ def _friendliness(
     return Friendliness(jnp.mean(rises < 0), jnp.mean(cosines <= 0), rises, cosines)
 
 
-@jax.jit
+@programs.compiled
 def _squared_error(
     loss_fn: Partial,
     params: PyTree,

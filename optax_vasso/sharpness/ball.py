@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from optax_vasso._internal import numerics
-from optax_vasso.sharpness import batches, checks
+from optax_vasso.sharpness import batches, checks, programs
 from optax_vasso.sharpness.batches import Estimate, estimate
 from optax_vasso.sharpness.directions import random_direction
 
@@ -311,7 +310,7 @@ def _scaled(gradient: PyTree, scale: PyTree) -> PyTree:
     return jax.tree.map(lambda g, t: g * t.astype(g.dtype), gradient, scale)
 
 
-@functools.partial(jax.jit, static_argnames="p")
+@programs.compiled(static_argnames="p")
 def _ascent(
     loss_fn: Partial,
     params: PyTree,
@@ -327,7 +326,7 @@ def _ascent(
     return Sharpness(perturbed - loss, loss, perturbation)
 
 
-@functools.partial(jax.jit, static_argnames="p")
+@programs.compiled(static_argnames="p")
 def _of_each_batch(
     loss_fn: Partial,
     params: PyTree,
@@ -345,7 +344,7 @@ def _of_each_batch(
     return MSharpness(jnp.sum(rises * weights), rises)
 
 
-@functools.partial(jax.jit, static_argnames=("p", "num_steps"))
+@programs.compiled(static_argnames=("p", "num_steps"))
 def _worst(
     loss_fn: Partial,
     params: PyTree,
@@ -391,7 +390,7 @@ def _worst(
     return Sharpness(tops[best] - loss, loss, _perturbation(unit, scale, rho))
 
 
-@functools.partial(jax.jit, static_argnames="p")
+@programs.compiled(static_argnames="p")
 def _average(
     loss_fn: Partial,
     params: PyTree,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from optax_vasso._internal.checks import check_hyperparameter, check_integer, is_key
+from optax_vasso.sharpness import programs
 
 PyTree = Any
 
@@ -193,8 +194,12 @@ def check_loss(loss: Partial, params: PyTree, batch: PyTree) -> None:
                 " one that takes these two, and bind the rest with"
                 " jax.tree_util.Partial."
             ) from None
+    weak, functions = programs.weakened((loss, params, batch))
     # Not jax.eval_shape(loss, ...): this is traced once for all that Partials bind.
-    value = jax.eval_shape(_call, loss, params, batch)
+    call = programs.kept_with(functions).setdefault(
+        check_loss, jax.jit(lambda loss, *args: loss(*args))
+    )
+    value = jax.eval_shape(call, *weak)
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
             "loss_fn must return the loss alone, a scalar, but returned"
@@ -219,10 +224,6 @@ def shown(value: Any) -> str:
     if isinstance(value, str | int | float | complex | None):
         return repr(value)
     return f"an object of type {type_name(value)}"
-
-
-def _call(loss: Partial, params: PyTree, batch: PyTree) -> Any:
-    return loss(params, batch)
 
 
 def _is_array(value: Any) -> bool:

@@ -11,7 +11,6 @@ compiles once for a loss function and serves every later set of parameters.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from optax_vasso.sharpness import batches, checks
+from optax_vasso.sharpness import batches, checks, programs
 
 PyTree = Any
 Matvec = Callable[[PyTree], PyTree]
@@ -32,6 +31,10 @@ def hessian(
 
     Forward over reverse differentiation: one product costs between two and four
     gradients in time, and the memory of about two.
+
+    The matrix products of the loss keep the precision that JAX gives them. On GPUs and
+    TPUs that is too low for a curvature: use the product within
+    ``jax.default_matmul_precision("highest")``.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch. Bind what
@@ -120,28 +123,29 @@ def _loss_of_outputs(
 def _check_product(
     matvec: Partial, params: PyTree, name: str, alternative: str
 ) -> None:
-    leaves, structure = jax.tree.flatten((matvec, params))
+    """Lower a product: it is there, not in tracing, that JAX may refuse."""
+    (weak, vector), functions = programs.weakened((matvec, params))
+    leaves, structure = jax.tree.flatten((weak, vector))
     shapes = tuple(
         jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves
     )
+    lowered = programs.kept_with(functions).setdefault(_check_product, set())
+    if (structure, shapes) in lowered:
+        return
     try:
-        _lower_product(structure, shapes)
+        jax.jit(lambda product, vector: product(vector)).lower(
+            *jax.tree.unflatten(structure, shapes)
+        )
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(
             f"JAX cannot form the {name}-vector product of this loss, since something"
             " in it has no forward derivative (a custom_vjp without a jvp, a kernel, a"
             f" callback): use {alternative}, which can do without. JAX said: {error}"
         ) from error
+    lowered.add((structure, shapes))
 
 
-@functools.lru_cache(maxsize=8)
-def _lower_product(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> None:
-    """Lower a product: it is there, not in tracing, that JAX may refuse."""
-    matvec, vector = jax.tree.unflatten(structure, shapes)
-    matvec.func.lower(*matvec.args, vector)
-
-
-@jax.jit
+@programs.compiled
 def _hessian_product(
     loss_fn: batches.LossFn,
     params: PyTree,
@@ -155,7 +159,7 @@ def _hessian_product(
     return batches.mean_over_batches(of_batch, groups)
 
 
-@jax.jit
+@programs.compiled
 def _gauss_newton_product(
     model_fn: Callable[[PyTree, batches.Batch], PyTree],
     output_loss_fn: Callable[[PyTree, batches.Batch], jax.Array],

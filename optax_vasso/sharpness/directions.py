@@ -36,7 +36,8 @@ def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
     Standard normal, then every filter (what feeds one output: a slice along the last
     axis, as of Flax kernels) scaled to the norm of the same filter of ``params``, and
     zero for leaves of fewer than two axes (biases, scales). The loss along it compares
-    between networks whose weights differ in size.
+    between networks whose weights differ in size. Layers that are stacked for
+    :func:`jax.lax.scan` have one more axis: unstack them, or a filter spans all layers.
 
     Args:
       key: of the normal numbers.

@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax_vasso.sharpness import checks
 
 PyTree = Any
+
+#: ``a @ b`` in full precision. The default of accelerators rounds the factors, to 10
+#: bits in TensorFloat-32, and a basis of such products is not orthogonal.
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class RitzPairs(NamedTuple):
@@ -65,11 +70,11 @@ def lanczos(
 
     def outside(vector: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The part of a vector outside of the basis, and its coefficients inside."""
-        first = basis @ vector
-        rest = vector - first @ basis
+        first = matmul(basis, vector)
+        rest = vector - matmul(first, basis)
         # Once more for what rounding left in the first time: twice is enough.
-        second = basis @ rest
-        return distribute(rest - second @ basis, mesh), first + second
+        second = matmul(basis, rest)
+        return distribute(rest - matmul(second, basis), mesh), first + second
 
     def random_outside(i: jax.Array, basis: jax.Array) -> jax.Array:
         key_of_step = jax.random.fold_in(key, i)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from optax_vasso.sharpness import batches, checks
+from optax_vasso.sharpness import batches, checks, programs
 
 PyTree = Any
 
@@ -142,7 +142,7 @@ def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:
     )
 
 
-@jax.jit
+@programs.compiled
 def _along(
     loss_fn: Partial,
     params: PyTree,
@@ -157,7 +157,7 @@ def _along(
     )
 
 
-@jax.jit
+@programs.compiled
 def _on_plane(
     loss_fn: Partial,
     params: PyTree,

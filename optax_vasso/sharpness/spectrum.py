@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from optax_vasso.sharpness import checks
+from optax_vasso.sharpness import checks, programs
 from optax_vasso.sharpness.batches import Estimate, estimate
 from optax_vasso.sharpness.curvature import Matvec
 from optax_vasso.sharpness.lanczos import (
     distribute,
     flat_product,
     lanczos,
+    matmul,
     mesh_of,
     shard_as,
 )
@@ -240,7 +241,7 @@ def _size(params: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "k", "mesh"))
+@programs.compiled(static_argnames=("num_matvecs", "k", "mesh"))
 def _ritz_pairs(
     matvec: Matvec,
     params: PyTree,
@@ -253,7 +254,7 @@ def _ritz_pairs(
     found = lanczos(matvec, params, key, num_matvecs, mesh)
     from_bottom = jnp.arange(k)
     chosen = jnp.where(from_top, num_matvecs - 1 - from_bottom, from_bottom)
-    vectors = found.coefficients[:, chosen].T @ found.basis
+    vectors = matmul(found.coefficients[:, chosen].T, found.basis)
     _, unravel = ravel_pytree(params)
     return Eigenpairs(
         found.values[chosen],
@@ -262,7 +263,7 @@ def _ritz_pairs(
     )
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@programs.compiled(static_argnames="mesh")
 def _trace(matvec: Matvec, params: PyTree, keys: jax.Array, mesh: Any) -> Estimate:
     flat, _ = ravel_pytree(params)
     product = flat_product(matvec, params, mesh)
@@ -270,13 +271,13 @@ def _trace(matvec: Matvec, params: PyTree, keys: jax.Array, mesh: Any) -> Estima
     def quadratic_form(key: jax.Array) -> jax.Array:
         signs = jax.random.rademacher(key, flat.shape, flat.dtype)
         signs = distribute(signs, mesh)
-        return signs @ product(signs)
+        return jnp.sum(signs * product(signs))
 
     # One after the other: side by side they would need the memory of them all.
     return estimate(jax.lax.map(quadratic_form, keys))
 
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "mesh"))
+@programs.compiled(static_argnames=("num_matvecs", "mesh"))
 def _quadrature(
     matvec: Matvec, params: PyTree, keys: jax.Array, num_matvecs: int, mesh: Any
 ) -> tuple[jax.Array, jax.Array]:

@@ -152,7 +152,12 @@ def sampa(
         gradient = gradient_at(point, grad_fn, updates)[0]
         share = jnp.asarray(value_at(lmbda, state.step))
         mixed = numerics.add_scaled(
-            updates, share, numerics.map_updates(jnp.subtract, gradient, updates)
+            updates,
+            share,
+            # In float32 or wider: a difference may leave the range of float16.
+            numerics.map_updates(
+                jnp.subtract, *map(numerics.widen_tree, (gradient, updates))
+            ),
         )
         new_updates, lagged_state = inner.update(
             mixed,

@@ -13,11 +13,13 @@ from optax_vasso.train.local import (
     synchronized,
 )
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
+from optax_vasso.train.scanned import apart
 from optax_vasso.train.signals import stop_signals
 from optax_vasso.train.step import TrainState, init_train_state, make_train_step
 
 __all__ = [
     "TrainState",
+    "apart",
     "average_over",
     "fsdp_specs",
     "init_local_state",

@@ -81,6 +81,16 @@ def test_local_ascent_reduces_one_gradient(rows):
     assert row["local all-reduce: gradients"] == pytest.approx(1, abs=1e-3)
 
 
+def test_gradients_apart_hold_the_activations_of_scanned_layers_once(rows):
+    """Beside them SAM has one more copy of the parameters, an eighth of the stack."""
+    plain, sam = (
+        rows[f"{name}, scanned layers"]["activations"] for name in ("SGD", "SAM")
+    )
+    assert sam < plain + 1.1 / 8
+    together = budgets.scanned(budgets.RECIPES["SAM"](budgets.BASE))["activations"]
+    assert together > 1.5 * sam, "XLA no longer needs train.apart"
+
+
 @pytest.mark.parametrize(("name", "gradients"), [("VaSSO", 2), ("lagged VaSSO", 1)])
 @pytest.mark.parametrize("kind", budgets.KINDS)
 def test_fsdp_sends_only_scalars_beyond_plain_gradients(rows, name, gradients, kind):

@@ -321,3 +321,65 @@ def test_one_group_is_the_synchronized_step(x64):
         state, _ = step(state, batch)
     expected, _ = train(ov.vasso(BASE), batch, params)
     assert_close(state.params, expected.params, 1e-14)
+
+
+def scanned_loss(params, batch):
+    def layer(x, weights):
+        return jnp.tanh(x @ weights), None
+
+    x, y = batch
+    return jnp.mean((jax.lax.scan(layer, x, params)[0] - y) ** 2)
+
+
+@pytest.mark.parametrize("recipe", [ov.vasso, ov.gsam, ov.evasso, ov.lagged_vasso])
+def test_gradients_apart_are_the_same(x64, recipe):
+    params, batch = problem()
+    whole, whole_metrics = train(recipe(BASE), batch, params)
+    apart, metrics = train(recipe(BASE), batch, params, gradient=ov.train.apart())
+    assert_close((apart, metrics), (whole, whole_metrics), 1e-12)
+
+
+def test_gradients_apart_in_microbatches_and_of_many_seeds(x64):
+    params, batch = problem()
+    whole, _ = train(ov.vasso(BASE), batch, params)
+    gradient = ov.train.microbatched(4, ov.train.apart())
+    parts, _ = train(ov.vasso(BASE), batch, params, gradient=gradient)
+    assert_close(parts, whole, 1e-12)
+    gradient = ov.train.apart()(ov.train.losses.as_canonical(scanned_loss, False))
+    stacks = jnp.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
+
+    def grads(params):
+        return gradient(params, (), batch, None)[1]
+
+    mapped = jax.vmap(grads)(stacks)
+    for i in range(2):
+        expected = jax.grad(scanned_loss)(stacks[i], batch)
+        np.testing.assert_allclose(mapped[i], expected, rtol=1e-10, atol=1e-14)
+    tangent = jax.jvp(grads, (stacks[0],), (stacks[1],))[1]
+    expected = jax.jvp(
+        lambda p: jax.grad(scanned_loss)(p, batch), (stacks[0],), (stacks[1],)
+    )[1]
+    np.testing.assert_allclose(tangent, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_gradients_apart_inside_a_mapped_axis():
+    """With the default checks, of parameters that vary over devices or do not."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    gradient = ov.train.apart()(ov.train.losses.as_canonical(scanned_loss, False))
+    params = jnp.linspace(-1, 1, 3 * 64).reshape(3, 8, 8)
+    batch = (jnp.ones((4, 8)), jnp.zeros((4, 8)))
+
+    def grads(params, batch):
+        (loss, _), grads = gradient(params, (), batch, None)
+        return loss[None], grads
+
+    for params_spec in (P(), P("data")):
+        _, found = jax.shard_map(
+            grads,
+            mesh=mesh,
+            in_specs=(params_spec, P("data")),
+            out_specs=(P("data"), params_spec),
+        )(params, batch)
+        np.testing.assert_allclose(
+            found, jax.grad(scanned_loss)(params, batch), rtol=1e-6
+        )

@@ -1,0 +1,123 @@
+"""Compiled measures that live no longer than the functions that they measure.
+
+A loss is usually a closure over its data. :func:`jax.jit` keeps every function that a
+:class:`jax.tree_util.Partial` brings into a program, and the program keeps the data, so
+that one cache for all losses would free none. Here each loss has programs of its own,
+which do not refer to it, and they go when it goes.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+PyTree = Any
+# What is kept for some functions together, by their identities.
+_kept: dict[tuple[Any, ...], dict[Any, Any]] = {}
+# What a Partial makes of a functools.partial, anew each time.
+_Shim = type(Partial(functools.partial(len)).func)
+
+
+class WeakFunction:
+    """A function, known by its identity, that is called but not kept alive.
+
+    Python makes bound methods anew each time, so that their object counts. What cannot
+    be referred to weakly is kept.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        if isinstance(function, _Shim):
+            function = getattr(function, "fun", function)
+        owner: Any = function
+        self.method: Any = None
+        if isinstance(function, types.MethodType):
+            owner, self.method = function.__self__, function.__func__
+        self.identity = (id(owner), id(self.method))
+        self.owner: Callable[[], Any]
+        try:
+            self.owner = weakref.ref(owner)
+        except TypeError:
+            self.owner = lambda: owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, which the caller of the program still holds."""
+        function = self.owner()
+        if self.method is not None:
+            function = types.MethodType(self.method, function)
+        return function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WeakFunction) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+
+def weakened(tree: PyTree) -> tuple[PyTree, list[WeakFunction]]:
+    """The tree with weak functions in its Partials, and these functions."""
+    found: list[WeakFunction] = []
+
+    def weaken(node: Any) -> Any:
+        if not isinstance(node, Partial):
+            return node
+        function = node.func
+        if not isinstance(function, WeakFunction):
+            function = WeakFunction(function)
+        found.append(function)
+        args, keywords = weaken_all((node.args, node.keywords))
+        return Partial(function, *args, **keywords)
+
+    def weaken_all(tree: PyTree) -> PyTree:
+        return jax.tree.map(weaken, tree, is_leaf=lambda n: isinstance(n, Partial))
+
+    return weaken_all(tree), found
+
+
+def kept_with(functions: list[WeakFunction]) -> dict[Any, Any]:
+    """A dictionary to keep things in for as long as all of the functions live."""
+    key = tuple(function.identity for function in functions)
+    if key not in _kept:
+        _kept[key] = {}
+        ends: list[Any] = []
+
+        def end() -> None:
+            _kept.pop(key, None)
+            for other in ends:
+                other.detach()
+
+        for function in functions:
+            if isinstance(function.owner, weakref.ref):
+                ends.append(weakref.finalize(function.owner(), end))
+                ends[-1].atexit = False
+    return _kept[key]
+
+
+def compiled(
+    function: Callable[..., Any] | None = None,
+    *,
+    static_argnames: str | tuple[str, ...] = (),
+) -> Any:
+    """:func:`jax.jit` of a function whose arguments hold other functions in Partials.
+
+    The jitted function compiles once for these, as long as they live.
+    """
+    if function is None:
+        return functools.partial(compiled, static_argnames=static_argnames)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        (weak_args, weak_kwargs), functions = weakened((args, kwargs))
+        kept = kept_with(functions)
+        if call not in kept:
+            # A function of its own, since JAX keeps programs by the function.
+            own = functools.wraps(function)(lambda *a, **k: function(*a, **k))
+            kept[call] = jax.jit(own, static_argnames=static_argnames)
+        return kept[call](*weak_args, **weak_kwargs)
+
+    return call

@@ -1,0 +1,68 @@
+"""Two gradients of a network whose layers are stacked for ``jax.lax.scan``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.losses import LossFn
+
+
+def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
+    """Each gradient in a computation of its own: for networks that scan their layers.
+
+    A scan begins with a stack of zeros in which it keeps the activations of all layers.
+    Where two gradients are in one computation, as in a step of SAM, XLA makes one such
+    stack for both, and copies it before the first: the peak has the activations twice.
+    Apart, it has them once, as in plain training. The gradients are the same, and their
+    operations too.
+
+    Without a scan over layers it is of no use: all of a gradient is then there before
+    the optimizer takes the first leaf of it, which is up to one copy of the parameters
+    more. In :func:`microbatched` parts the gradients are apart already.
+
+    Args:
+      gradient: the gradient to take.
+
+    Returns:
+      A gradient maker for :func:`optax_vasso.make_train_step`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso.train import apart
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     def layer(x, weight):
+      ...         return jnp.tanh(weight * x), None
+      ...     return jnp.sum(jax.lax.scan(layer, batch, params)[0]), (model_state, ())
+      >>> (loss, _), grads = apart()(loss_fn)(jnp.zeros(3), (), jnp.ones(2), None)
+      >>> print(loss, grads)
+      0.0 [0. 0. 0.]
+    """
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        grad_fn = gradient(loss_fn)
+
+        def in_loop(*args: Any) -> Any:
+            def once(carry: Any) -> Any:
+                del carry
+                return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(*args))
+
+            # A loop whose condition XLA does not evaluate: it is left as it is.
+            nothing = jax.tree.map(_zeros, jax.eval_shape(grad_fn, *args))
+            start = (jnp.ones((), bool), nothing)
+            return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]
+
+        return in_loop
+
+    return make
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros with the sharding of what they stand for, varying over the same axes."""
+    zeros = jnp.zeros_like(like)
+    axes = tuple(getattr(like, "vma", None) or ())
+    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
