@@ -1,5 +1,7 @@
 """What the optimizer freezes is not perturbed, in whatever way it freezes it."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ RECIPES = {
     "fisher_sam": ov.fisher_sam,
     "gsam": ov.gsam,
     "looksam": ov.looksam,
-    "wsam": ov.wsam,
+    "wsam": functools.partial(ov.wsam, learning_rate=0.1),
     "ae_sam": ov.ae_sam,
     "auto_vasso": lambda base, rho, **kw: ov.auto_vasso(base, rho, ceiling=9.0, **kw),
     "auto_lagged_vasso": lambda base, rho, **kw: ov.auto_lagged_vasso(

@@ -260,16 +260,16 @@ def gradient_at(
     params: PyTree, grad_fn: GradFn, clean_grads: PyTree
 ) -> tuple[PyTree, jax.Array]:
     """Gradient, with the dtypes of the clean one, and value; 0 if there is none."""
-    if any(
-        isinstance(leaf, optax.MaskedNode)
-        for leaf in jax.tree.leaves(params, is_leaf=is_left_out)
-    ):
+    try:
+        result = grad_fn(params)
+    except Exception as error:
+        if not _is_masked(params):
+            raise
         raise ValueError(
-            "grad_fn would be given masked nodes in place of parameters, since "
-            "optax.masked or optax.partition stands around the optimizer: put it into "
-            "the base optimizer, and choose what is perturbed by mask=."
-        )
-    result = grad_fn(params)
+            "grad_fn was given masked nodes in place of parameters, since optax.masked "
+            "or optax.partition stands around the optimizer: put it into the base "
+            "optimizer, and choose what is perturbed by mask=."
+        ) from error
     structure: Any = jax.tree.structure(clean_grads)
     value = jnp.zeros(())
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
@@ -289,6 +289,11 @@ def gradient_at(
     return numerics.map_updates(
         lambda g, like: jnp.asarray(g).astype(like.dtype), result, clean_grads
     ), value
+
+
+def _is_masked(params: PyTree) -> bool:
+    leaves = jax.tree.leaves(params, is_leaf=is_left_out)
+    return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def _aligned(grads: PyTree, clean_grads: PyTree) -> list[Any] | None:
