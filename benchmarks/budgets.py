@@ -146,7 +146,7 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
             fsdp, _, _ = program(make(BASE), 2, "fsdp")
             row |= sent(fsdp, size, "fsdp")
         yield name, row
-    averaged = optax.chain(ov.train.average_over("data"), BASE)
+    averaged = ov.train.average_over(BASE, "data")
     local, _, size = program(ov.vasso(averaged), 2, "local")
     yield "VaSSO, local ascent", sent(local, size, "local")
     yield "SGD, scanned layers", scanned(BASE)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
@@ -225,8 +225,11 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
             )
         dtype = state.length.dtype
         newest = numerics.norm(grads).astype(dtype)
-        if extra_args.get("axis_name") is not None:  # local ascent: all decide alike
-            newest = _root_mean_square(newest, extra_args["axis_name"])
+        axes = mapped.disagreement(
+            newest, extra_args.get("params"), extra_args.get("axis_name")
+        )
+        if axes:  # a local ascent: all devices decide alike
+            newest = _root_mean_square(newest, axes)
         share = jnp.asarray(value_at(decay, state.step), dtype)
 
         # A length and ratios, not ‖g‖² and its variance: these leave the range of
@@ -260,7 +263,7 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
     return Gate(init, update)
 
 
-def _root_mean_square(value: jax.Array, axis_name: str) -> jax.Array:
+def _root_mean_square(value: jax.Array, axis_name: tuple[str, ...]) -> jax.Array:
     """Over a mapped axis, without the square of anything above one."""
     largest = jax.lax.pmax(value, axis_name)
     mean = jax.lax.pmean((value / _or_one(largest)) ** 2, axis_name)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     check_integer,
     check_state,
@@ -71,7 +71,9 @@ def skip_nonfinite(
       A :class:`optax.GradientTransformationExtraArgs`. Of the extra arguments, which
       are all passed on, it reads the loss as ``value``, and as ``axis_name`` the mapped
       axis over which devices have to agree;
-      :func:`optax_vasso.train.make_local_train_step` passes both.
+      :func:`optax_vasso.train.make_local_train_step` passes both. Under the default
+      checks of :func:`jax.shard_map` it finds the axis itself: there devices that share
+      their parameters always agree.
 
     Raises:
       ValueError: if optimizer is no transformation or loss_scale is no loss scale; at
@@ -100,7 +102,7 @@ def skip_nonfinite(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> SkipState:
-        return SkipState(
+        state = SkipState(
             consecutive=jnp.zeros((), jnp.int32),
             total=jnp.zeros((), jnp.int32),
             # A copy, since a train step donates its state.
@@ -110,6 +112,8 @@ def skip_nonfinite(
                 {"finite": jnp.ones((), bool), "skipped": jnp.zeros((), jnp.int32)}
             ),
         )
+        # Counters too: each device that trains for itself skips its own steps.
+        return mapped.vary(state, mapped.varying_axes(params))
 
     def update_fn(
         updates: PyTree, state: SkipState, params: PyTree = None, **extra_args: Any
@@ -122,10 +126,9 @@ def skip_nonfinite(
         finite = all_finite(
             (with_synonyms(extra_args).get("value"), updates, new_updates)
         ) & _stays_finite(state.optimizer_state, optimizer_state)
-        axis_name = extra_args.get("axis_name")
-        if axis_name is not None:
-            # One decision for all devices: their parameters are to stay the same.
-            finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
+        axes = mapped.disagreement(finite, params, extra_args.get("axis_name"))
+        if axes:  # one decision for all devices: their parameters are to stay the same
+            finite = jax.lax.pmin(finite.astype(jnp.int32), axes) == 1
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         return (
             jax.tree.map(

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import optax_vasso as ov
 from optax_vasso._internal.checks import is_left_out
+from optax_vasso._internal.mapped import vary
 
 
 def _not_of_one_entry(params):
@@ -252,14 +253,13 @@ def context(dtype):
 
 
 def assert_step_keeps_types(optimizer, params, loss=loss):
-    """Structure, shapes, dtypes, weakness and shardings: what a scan has to keep.
+    """Structure, shapes, dtypes, weakness and shardings: what a scan has to keep."""
+    assert_keeps_types(make_step(optimizer, loss), params, optimizer.init(params))
 
-    Tracing is enough, since the type of a result does not depend on the numbers.
-    """
-    carry = params, optimizer.init(params)
-    traced, after = jax.make_jaxpr(make_step(optimizer, loss), return_shape=True)(
-        *carry
-    )
+
+def assert_keeps_types(step, *carry):
+    """Tracing is enough, since the type of a result does not depend on the numbers."""
+    traced, after = jax.make_jaxpr(step, return_shape=True)(*carry)
     assert jax.tree.structure(after) == jax.tree.structure(carry)
     results = traced.out_avals
     expected = [jax.typeof(leaf) for leaf in jax.tree.leaves(carry)]
@@ -304,6 +304,42 @@ def test_a_step_changes_no_sharding(name, strict):
         params["kernel"] = jax.device_put(params["kernel"], PartitionSpec("x", None))
         assert str(jax.typeof(params["kernel"])) == "float32[2@x,3]"
         assert_step_keeps_types(make(name), params)
+
+
+@recipes
+@pytest.mark.parametrize("case", ["invariant", "varying", "varying with its state"])
+def test_a_step_changes_no_type_on_a_mapped_axis(name, case):
+    """Over which devices it varies is part of the type, as JAX checks by default."""
+    optimizer = make(name)
+    is_shared = case == "invariant"
+
+    def on_device(params, pull):
+        def local_loss(params):
+            local = loss(params) + jnp.sum(pull * params["bias"][0])
+            return jax.lax.pmean(local, "data") if is_shared else local
+
+        def step(params, state):
+            value_and_grad = jax.value_and_grad(local_loss)
+            value, grads = value_and_grad(params)
+            updates, state = optimizer.update(
+                grads, state, params, grad_fn=value_and_grad, value=value
+            )
+            return optax.apply_updates(params, updates), state
+
+        state = optimizer.init(params)
+        if case == "varying with its state":
+            state = vary(state, frozenset({"data"}))
+        assert_keeps_types(step, params, state)
+        return step(params, state)[0]
+
+    spec = PartitionSpec() if is_shared else PartitionSpec("data")
+    mapped = jax.shard_map(
+        on_device,
+        mesh=jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,)),
+        in_specs=(spec, PartitionSpec("data")),
+        out_specs=spec,
+    )
+    jax.eval_shape(mapped, start(), jnp.ones(3))
 
 
 @recipes

@@ -60,13 +60,8 @@ def over_rows(
     def mapped(same: tuple[PyTree, ...], rows: tuple[PyTree, ...]) -> PyTree:
         return jax.vmap(lambda row: function(*same, *row))(rows)
 
-    # The rows know nothing of each other, so there is nothing to check.
     split = jax.shard_map(
-        mapped,
-        mesh=_mesh(),
-        in_specs=(PartitionSpec(), spec),
-        out_specs=spec,
-        check_vma=False,
+        mapped, mesh=_mesh(), in_specs=(PartitionSpec(), spec), out_specs=spec
     )
     return jax.jit(
         lambda *arguments: split(arguments[:shared], arguments[shared:]), **options

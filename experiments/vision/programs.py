@@ -67,8 +67,6 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The method around SGD with an L2 penalty, or around AdamW."""
     parts = []
-    if options.local_ascent:
-        parts.append(ov.train.average_over("data"))
     if options.clip:
         parts.append(optax.clip_by_global_norm(options.clip))
     if options.optimizer == "sgd":
@@ -76,13 +74,16 @@ def make_optimizer(
         parts.append(optax.sgd(schedule, momentum=options.momentum or None))
     else:
         parts.append(optax.adamw(schedule, weight_decay=options.weight_decay))
+    base = optax.chain(*parts)
+    if options.local_ascent:
+        base = ov.train.average_over(base, "data")
     chosen = dict(options.hyperparameters)
     if options.final_rho is not None:
         rho, final = chosen["rho"], options.final_rho
         chosen["rho"] = lambda step: (
             final + (rho - final) * schedule(step) / options.learning_rate
         )
-    return methods.make_optimizer(options.method, optax.chain(*parts), chosen, seed)
+    return methods.make_optimizer(options.method, base, chosen, seed)
 
 
 def make_loss(model: Any, images: Images, label_smoothing: float) -> Callable[..., Any]:

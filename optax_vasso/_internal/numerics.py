@@ -263,7 +263,8 @@ def _rescaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
     _, total = jax.lax.while_loop(
         lambda carry: carry[0],
-        lambda _: (jnp.zeros((), bool), square_sum(factor)),
+        # Like the predicate, and not just False: under shard_map it may vary.
+        lambda _: (jnp.zeros_like(again), square_sum(factor)),
         (again, total),
     )
     return jnp.sqrt(total), factor

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     check_state,
     check_transformation,
@@ -87,7 +87,7 @@ def track_arrival(
                 "optimizer is not lagged, so there is no perturbation to arrive: wrap "
                 "lagged or lagged_vasso itself."
             )
-        zero = numerics.state_scalar()
+        zero = mapped.vary(numerics.state_scalar(), mapped.varying_axes(params))
         report = Report({"arrived": jnp.ones_like(zero)})
         return ArrivalState(zero, report, optimizer_state)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     check_hyperparameter,
     check_integer,
@@ -75,7 +75,7 @@ class Measure(NamedTuple):
     update: Callable[[Seen, PyTree], tuple[jax.Array, PyTree]]
 
 
-@of_ascent("measure_states")
+@of_ascent("kept", "measure_states")
 class TrackState(NamedTuple):
     """State of :func:`track`.
 
@@ -254,12 +254,15 @@ def track(
         )
 
     def init_fn(params: PyTree) -> TrackState:
-        states = tuple(measure.init(params) for measure in chosen)
+        states = mapped.vary(
+            tuple(measure.init(params) for measure in chosen),
+            mapped.varying_axes(params),
+        )
         shapes = jax.eval_shape(
             lambda x: _take(chosen, Seen(x, x, x, x), states)[0], params
         )
         zeros, kept = (
-            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            jax.tree.map(jnp.zeros_like, shapes)
             for _ in range(2)  # buffers of their own, to be donated once
         )
         return TrackState(
@@ -302,7 +305,7 @@ def track(
         if every == 1:
             values, states = measure()
         else:
-            values, states = jax.lax.cond(
+            values, states = mapped.cond(
                 state.step % every == 0,
                 measure,
                 lambda: (state.kept, state.measure_states),
@@ -343,5 +346,5 @@ def _take(
 
 
 def _as(tree: PyTree, like: PyTree) -> PyTree:
-    """The dtypes of the state, whatever the precision is switched to later."""
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)
+    """The types of the state, whatever the precision is switched to later."""
+    return mapped.vary_like(numerics.cast_like(tree, like), like)

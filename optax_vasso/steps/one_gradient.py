@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     check_inexact,
     check_leaves,
@@ -136,7 +136,8 @@ def lagged(
             perturbation=jax.tree.map(
                 lambda x, e: None if is_left_out(e) else _zeros(x), params, perturbed
             ),
-            ascent_state=ascent_state,
+            # On a mapped axis its scalars vary with the parameters from the start.
+            ascent_state=mapped.vary(ascent_state, mapped.varying_axes(params)),
             optimizer_state=optimizer_state,
         )
 
@@ -187,6 +188,7 @@ def lagged(
             jax.tree.map(lambda move, i=i: move[i], moves, is_leaf=_is_move)
             for i in range(2)
         )
+        ascent_state = mapped.vary_like(ascent_state, state.ascent_state)
         return new_updates, LaggedState(new_perturbation, ascent_state, optimizer_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -221,7 +223,7 @@ def unperturbed(param: Any, perturbation: Any) -> Any:
         return param
     param = jnp.asarray(param)
     # Of x + ε, what varies with ε has been averaged away: x is not known any more.
-    averaged = _mapped_axes(perturbation) - _mapped_axes(param)
+    averaged = mapped.varying_axes(perturbation) - mapped.varying_axes(param)
     if averaged:
         raise ValueError(
             f"params do not vary over the mapped axes {sorted(averaged)}, but their "
@@ -260,13 +262,6 @@ def _move(grad: Any, step: Any, new: Any, old: Any, param: jax.Array) -> _Move:
     # The sum that the training loop will form, with its rounding.
     there = numerics.round_to(wide + update, param.dtype)
     return _Move(update.astype(param.dtype), there - clean)
-
-
-def _mapped_axes(leaf: Any) -> frozenset[str]:
-    """The axes of :func:`jax.shard_map` over which a leaf varies, if JAX checks it."""
-    kind: Any = jax.typeof(leaf)
-    axes = getattr(kind, "vma", None)  # its name before JAX 0.10
-    return frozenset(kind.manual_axis_type.varying if axes is None else axes)
 
 
 def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     check_inexact,
     check_integer,
@@ -110,7 +110,9 @@ def sharpness_aware(
         ascent_steps is not an integer >= 1; at ``init``, if the parameters have no
         leaves or optimizer is itself sharpness-aware; at ``update``, if ``params`` or
         ``grad_fn`` is missing, ``grad_fn`` returns another tree, an integer leaf or
-        masked nodes would be perturbed, or the state is not one of this transformation.
+        masked nodes would be perturbed, the state is not one of this transformation,
+        or, in :func:`jax.shard_map`, the gate's decision differs between devices that
+        share their parameters.
 
     Examples:
       Weighted SAM with variance suppression, every second step:
@@ -151,17 +153,17 @@ def sharpness_aware(
         check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        return SharpnessAwareState(
-            ascent_state=ascent_state,
-            gate_state=gate.init(),
-            optimizer_state=optimizer_state,
-            report=Report(
-                {
-                    "ascended": jnp.zeros((), bool),
-                    "perturbed_loss": numerics.state_scalar(),
-                }
-            ),
+        report = Report(
+            {
+                "ascended": jnp.zeros((), bool),
+                "perturbed_loss": numerics.state_scalar(),
+            }
         )
+        # On a mapped axis the scalars vary with the parameters from the start.
+        ascent_state, gate_state, report = mapped.vary(
+            (ascent_state, gate.init(), report), mapped.varying_axes(params)
+        )
+        return SharpnessAwareState(ascent_state, gate_state, optimizer_state, report)
 
     def update_fn(
         updates: PyTree,
@@ -232,10 +234,17 @@ def sharpness_aware(
         ascended, gate_state = gate.update(
             state.gate_state, **{**extra_args, "grads": updates, "params": params}
         )
+        apart = mapped.disagreement(ascended, params)
+        if apart:
+            raise ValueError(
+                f"gate decides for each device of axis {apart[0]!r} alone, but they "
+                "share their parameters: let it decide from what is the same on all, "
+                f"such as jax.lax.pmean(value, {apart[0]!r})."
+            )
         if ascended is True:
             descent, value, total = ascend()
         else:
-            descent, value, total = jax.lax.cond(ascended, ascend, stay)
+            descent, value, total = mapped.cond(ascended, ascend, stay)
         ascended = jnp.asarray(ascended)
         new_updates, optimizer_state = optimizer.update(
             descent,
@@ -249,6 +258,10 @@ def sharpness_aware(
             ),
         )
         report = Report({"ascended": ascended, "perturbed_loss": value})
+        ascent_state, gate_state, report = mapped.vary_like(
+            (ascent_state, gate_state, report),
+            (state.ascent_state, state.gate_state, state.report),
+        )
         return new_updates, SharpnessAwareState(
             ascent_state, gate_state, optimizer_state, report
         )

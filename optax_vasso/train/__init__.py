@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
+from optax_vasso.train.averages import average_over, synchronized
 from optax_vasso.train.batches import microbatched, on_batch, part_of_batch, whole_batch
-from optax_vasso.train.local import (
-    average_over,
-    init_local_state,
-    make_local_train_step,
-    synchronized,
-)
+from optax_vasso.train.local import init_local_state, make_local_train_step
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
 from optax_vasso.train.scanned import apart
 from optax_vasso.train.signals import stop_signals

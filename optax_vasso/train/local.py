@@ -1,4 +1,4 @@
-"""Mapped axes: one perturbation for all devices, or one per group of examples."""
+"""m-sharpness: a perturbation for each group of examples, on devices or on one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import check_integer
 from optax_vasso._internal.trees import find_states, map_ascent, map_metrics
 from optax_vasso.steps.two_gradients import SharpnessAwareState
-from optax_vasso.train.batches import (
-    GradientFn,
-    GradientMaker,
-    check_examples,
-    whole_batch,
+from optax_vasso.train.averages import (
+    AverageOverState,
+    local_gradient,
+    mean_of_floats,
 )
-from optax_vasso.train.losses import LossFn, as_canonical
+from optax_vasso.train.batches import GradientMaker, check_examples, whole_batch
+from optax_vasso.train.losses import as_canonical
 from optax_vasso.train.mesh import check_mesh_axis
 from optax_vasso.train.step import Step, TrainState, build_train_step, init_train_state
 
@@ -44,7 +45,7 @@ def init_local_state(
     Args:
       params: initial parameters.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
-        in its base.
+        around its base.
       groups: the number of groups that each ascend on their own examples; with a mesh,
         the size of its axis.
       mesh: the devices, if there are several.
@@ -65,8 +66,8 @@ def init_local_state(
     if not find_states(state.opt_state, AverageOverState):
         raise ValueError(
             "optimizer never averages its gradients over the devices: put "
-            f"average_over({axis!r}) first in the base optimizer, as in "
-            f"vasso(optax.chain(average_over({axis!r}), optax.sgd(0.1)))."
+            "average_over around the base optimizer, as in "
+            f"vasso(average_over(optax.sgd(0.1), {axis!r}))."
         )
     if mesh is not None:
         check_mesh_axis(mesh, axis)
@@ -105,7 +106,7 @@ def make_local_train_step(
     Args:
       loss_fn: as in :func:`optax_vasso.make_train_step`; it is given one part.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
-        of this axis first in its base.
+        of this axis around its base.
       mesh: the devices, or ``None`` for groups on one device.
       axis: the axis over which the batch is divided.
       has_aux: as in :func:`optax_vasso.make_train_step`.
@@ -119,7 +120,8 @@ def make_local_train_step(
 
     Raises:
       ValueError: if the mesh has no such axis; when the step is called, if the groups
-        do not divide the batch.
+        do not divide the batch, or something that they share would come to differ
+        between them, such as the average of a transform outside ``average_over``.
     """
     if mesh is not None:
         check_mesh_axis(mesh, axis)
@@ -128,7 +130,7 @@ def make_local_train_step(
         optimizer,
         has_aux=has_aux,
         separate_keys=separate_keys,
-        gradient=_local_gradient(axis, gradient),
+        gradient=local_gradient(axis, gradient),
         axis_name=axis,
     )
 
@@ -136,15 +138,20 @@ def make_local_train_step(
         state, metrics = step(state, batch)
         aux = metrics.pop("aux", ())
         opt_state = map_metrics(
-            lambda leaf: _mean_of_floats(leaf, axis), state.opt_state
+            lambda leaf: mean_of_floats(leaf, axis), state.opt_state
         )
-        return state._replace(opt_state=opt_state), _mean_of_floats(metrics, axis), aux
+        return state._replace(opt_state=opt_state), mean_of_floats(metrics, axis), aux
 
     def on_device(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, PyTree, PyTree]:
         state = map_ascent(lambda leaf: leaf[0], lambda leaf: leaf, state)
         state, metrics, aux = on_one(state, batch)
+        shared = map_ascent(lambda _: None, lambda leaf: leaf, state)
+        for name, tree in (("state", shared), ("metrics", metrics)):
+            for path, leaf in jax.tree.leaves_with_path(tree):
+                if axis in mapped.varying_axes(leaf):
+                    raise _not_shared(f"{name}{jax.tree_util.keystr(path)}", axis)
         state = map_ascent(lambda leaf: leaf[None], lambda leaf: leaf, state)
         return state, metrics, jax.tree.map(lambda leaf: leaf[None], aux)
 
@@ -158,133 +165,34 @@ def make_local_train_step(
                 lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), batch
             )
             axes = map_ascent(lambda _: 0, lambda _: None, state)
-            mapped = jax.vmap(
+            step_of_all = jax.vmap(
                 on_one, axis_name=axis, in_axes=(axes, 0), out_axes=(axes, None, 0)
             )
         else:
             specs = map_ascent(lambda _: P(axis), lambda _: P(), state)
-            mapped = jax.shard_map(
+            step_of_all = jax.shard_map(
                 on_device,
                 mesh=mesh,
                 in_specs=(specs, P(axis)),
                 out_specs=(specs, P(), P(axis)),
                 axis_names={axis},
-                check_vma=False,
             )
-        state, metrics, aux = mapped(state, batch)
+        try:
+            state, metrics, aux = step_of_all(state, batch)
+        except ValueError as error:
+            if "out_axes is None" not in str(error):  # as vmap says it
+                raise
+            raise _not_shared("something in the state or the metrics", axis) from error
         return state, metrics | ({"aux": aux} if has_aux else {})
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def synchronized(
-    axis_name: str, gradient: GradientMaker = whole_batch
-) -> GradientMaker:
-    """Average over a mapped axis: one perturbation for the batch of all devices.
-
-    For :func:`jax.pmap` and :func:`jax.shard_map`, where each device sees its own part
-    of the batch. Loss, model state and gradients are averaged; keys differ from device
-    to device. Under :func:`jax.jit` with shardings it is not needed.
-
-    Args:
-      axis_name: the mapped axis.
-      gradient: the gradient on one device.
-    """
-
-    def make(loss_fn: LossFn) -> GradientFn:
-        local = _local_gradient(axis_name, gradient)(loss_fn)
-
-        def grad_fn(*args: Any) -> Any:
-            value, grads = local(*args)
-            return value, jax.lax.pmean(grads, axis_name)
-
-        return grad_fn
-
-    return make
-
-
-def _local_gradient(
-    axis_name: str, gradient: GradientMaker = whole_batch
-) -> GradientMaker:
-    """Each device keeps the gradient of its own part of the batch: m-sharpness.
-
-    Loss and model state are averaged over the mapped axis, gradients are not: the
-    optimizer has :func:`average_over` inside, after the ascent.
-
-    Args:
-      axis_name: the mapped axis.
-      gradient: the gradient on one device.
-    """
-
-    def make(loss_fn: LossFn) -> GradientFn:
-        grad_fn = gradient(loss_fn)
-
-        def on_device(
-            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
-        ) -> Any:
-            _check_axis(axis_name)
-            if key is not None:
-                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            (loss, (model_state, aux)), grads = grad_fn(params, model_state, batch, key)
-            loss, model_state = _mean_of_floats((loss, model_state), axis_name)
-            return (loss, (model_state, aux)), grads
-
-        return on_device
-
-    return make
-
-
-class AverageOverState(optax.EmptyState):
-    """State of :func:`average_over`: nothing, but its type says that it is there."""
-
-
-def average_over(axis_name: str) -> optax.GradientTransformation:
-    """Average updates over a mapped axis: the one all-reduce of a local ascent.
-
-    Put it first in the base optimizer::
-
-        vasso(optax.chain(average_over("data"), optax.sgd(0.1)))
-
-    Args:
-      axis_name: the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
-        :func:`optax_vasso.train.make_local_train_step`.
-    """
-
-    def init_fn(params: PyTree) -> AverageOverState:
-        del params
-        return AverageOverState()
-
-    def update_fn(
-        updates: PyTree, state: AverageOverState, params: PyTree = None
-    ) -> tuple[PyTree, AverageOverState]:
-        del params
-        _check_axis(axis_name)
-        return jax.lax.pmean(updates, axis_name), state
-
-    return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _check_axis(axis_name: str) -> None:
-    """Raise a ValueError if no enclosing map has this axis."""
-    try:
-        jax.lax.axis_index(axis_name)
-    except NameError as error:
-        raise ValueError(
-            f"axis_name {axis_name!r} is not an axis of an enclosing map: call this "
-            f"inside jax.pmap(..., axis_name={axis_name!r}), jax.shard_map, or "
-            "make_local_train_step."
-        ) from error
-
-
-def _mean_of_floats(tree: PyTree, axis_name: str) -> PyTree:
-    """Average the float leaves over a mapped axis; the others agree already."""
-    return jax.tree.map(
-        lambda leaf: (
-            jax.lax.pmean(leaf, axis_name)
-            if jnp.issubdtype(leaf.dtype, jnp.inexact)
-            else leaf
-        ),
-        tree,
+def _not_shared(what: str, axis: str) -> ValueError:
+    return ValueError(
+        f"{what} would differ between the groups of axis {axis!r}, which share it: put "
+        "the transform that makes it inside average_over, or average it by "
+        f"jax.lax.pmean(..., {axis!r})."
     )
 
 

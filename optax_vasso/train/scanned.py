@@ -52,17 +52,10 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
                 return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(*args))
 
             # A loop whose condition XLA does not evaluate: it is left as it is.
-            nothing = jax.tree.map(_zeros, jax.eval_shape(grad_fn, *args))
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad_fn, *args))
             start = (jnp.ones((), bool), nothing)
             return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]
 
         return in_loop
 
     return make
-
-
-def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Zeros with the sharding of what they stand for, varying over the same axes."""
-    zeros = jnp.zeros_like(like)
-    axes = tuple(getattr(like, "vma", None) or ())
-    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros

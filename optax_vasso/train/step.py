@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import check_params, check_transformation
 from optax_vasso._internal.extra_args import passing
 from optax_vasso._internal.trees import (
@@ -152,7 +152,9 @@ def make_train_step(
       ValueError: if optimizer is no transformation or the loss has another signature;
         when the step is first called, if the loss returns something else than above,
         needs a key that the state does not have, ``ascent_gradient`` is given with an
-        optimizer that does not ascend, or two metrics have one name.
+        optimizer that does not ascend, two metrics have one name, or, in
+        :func:`jax.shard_map`, the loss differs between devices that share their
+        parameters.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -245,6 +247,14 @@ def build_train_step(
         (loss, (model_state, aux)), grads = evaluate(
             ascent_gradient or gradient, state.params, key
         )
+        apart = mapped.disagreement(loss, state.params)
+        if apart:
+            raise ValueError(
+                f"loss_fn differs between the devices of axis {apart[0]!r}, which "
+                "share their parameters, so that JAX would sum their gradients: pass "
+                f"gradient=synchronized({apart[0]!r}), or average the loss by "
+                f"jax.lax.pmean(loss, {apart[0]!r})."
+            )
         updates, opt_state = update(
             grads,
             # An optimizer that is not asked on this step has nothing to report of it.

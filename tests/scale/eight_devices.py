@@ -184,9 +184,7 @@ def loop_over_shards():
 
 def local(vasso):
     reference = loop_over_shards()
-    optimizer = ov.vasso(
-        optax.chain(ov.train.average_over("data"), BASE), 0.1, theta=0.4
-    )
+    optimizer = ov.vasso(ov.train.average_over(BASE, "data"), 0.1, theta=0.4)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         state = initial(optimizer, ov.train.init_local_state, groups=8, mesh=mesh)

@@ -281,7 +281,7 @@ def test_another_ascent_gradient_needs_an_ascent():
 def test_local_ascent_says_what_is_missing():
     params, _ = problem()
     mesh = jax.make_mesh((1,), ("model",))
-    local = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
+    local = ov.vasso(ov.train.average_over(BASE, "data"))
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
         ov.train.make_local_train_step(loss_fn, local, has_aux=True, mesh=mesh)
     with pytest.raises(ValueError, match="axis 'data' is not in the mesh"):
@@ -300,7 +300,7 @@ def test_local_ascent_says_what_is_missing():
 
 def test_local_groups_have_to_divide_the_batch():
     params, batch = problem()
-    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
+    optimizer = ov.vasso(ov.train.average_over(BASE, "data"))
     step = ov.train.make_local_train_step(loss_fn, optimizer, has_aux=True)
     state = ov.train.init_local_state(params, optimizer, 5, model_state=jnp.zeros(()))
     with pytest.raises(
@@ -314,7 +314,7 @@ def test_local_groups_have_to_divide_the_batch():
 
 def test_one_group_is_the_synchronized_step(x64):
     params, batch = problem()
-    optimizer = ov.vasso(optax.chain(ov.train.average_over("data"), BASE))
+    optimizer = ov.vasso(ov.train.average_over(BASE, "data"))
     step = ov.train.make_local_train_step(loss_fn, optimizer, has_aux=True)
     state = ov.train.init_local_state(params, optimizer, 1, model_state=jnp.zeros(()))
     for _ in range(5):

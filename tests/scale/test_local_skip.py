@@ -29,7 +29,7 @@ def loss_fn(params, batch):
 # shows it, and the base optimizer forgives what is not finite.
 OPTIMIZER = ov.wrappers.skip_nonfinite(
     ov.sharpness_aware(
-        optax.chain(ov.train.average_over("data"), optax.zero_nans(), optax.adam(0.01)),
+        ov.train.average_over(optax.chain(optax.zero_nans(), optax.adam(0.01)), "data"),
         optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.01)),
         gate=ov.gate.every(2),
     )

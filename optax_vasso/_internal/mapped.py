@@ -1,0 +1,120 @@
+"""Mapped axes, and on which of them a value differs from device to device.
+
+Inside :func:`jax.shard_map` JAX tracks this in the type of a value: it *varies* over an
+axis, or is *invariant*. Under :func:`jax.vmap`, :func:`jax.pmap` and
+``check_vma=False`` it does not, and every value counts as invariant.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+PyTree = Any
+AxisName = str | tuple[str, ...]
+
+
+def axis_names(axis_name: AxisName) -> tuple[str, ...]:
+    """One name or several, as several."""
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def varying_axes(tree: PyTree) -> frozenset[str]:
+    """The axes over which a leaf of the tree varies."""
+    return frozenset[str]().union(*(_axes(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def tracked_axes(axis_name: AxisName) -> frozenset[str]:
+    """Those of the axes on which JAX tracks what varies."""
+    return varying_axes([jax.lax.axis_index(name) for name in axis_names(axis_name)])
+
+
+def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """The tree, typed as varying over the axes."""
+    return jax.tree.map(lambda leaf: _vary(leaf, axes), tree) if axes else tree
+
+
+def vary_like(tree: PyTree, like: PyTree) -> PyTree:
+    """The tree, each leaf typed as varying over the axes of the same leaf of ``like``.
+
+    A state keeps its types from step to step by it, where a constant has come in.
+    """
+    return jax.tree.map(
+        # Optax's states may hold None where an update was None.
+        lambda leaf, other: None if leaf is None else _vary(leaf, _axes(other)),
+        tree,
+        like,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def disagreement(
+    value: jax.Array | bool, params: PyTree, axis_name: AxisName | None = None
+) -> tuple[str, ...]:
+    """The axes over which a decision on shared parameters has to be agreed upon.
+
+    Those that the caller names, and those over which JAX knows that the value varies
+    and the parameters, if they are there, do not.
+    """
+    named = () if axis_name is None else axis_names(axis_name)
+    found = frozenset() if params is None else _axes(value) - varying_axes(params)
+    return (*named, *sorted(found.difference(named)))
+
+
+def cond(
+    predicate: jax.Array | bool,
+    true_fn: Callable[[], PyTree],
+    false_fn: Callable[[], PyTree],
+) -> PyTree:
+    """:func:`jax.lax.cond` of branches that vary over different axes.
+
+    JAX wants equal types of them, and does not ask over which axes the predicate
+    varies, though the result does as well.
+    """
+    if not _is_any_axis_tracked():
+        return jax.lax.cond(predicate, true_fn, false_fn)
+    chosen = _axes(predicate)
+    axes = [
+        chosen.union(*map(_type_axes, types))
+        for types in zip(
+            *(jax.make_jaxpr(branch)().out_avals for branch in (true_fn, false_fn)),
+            strict=True,
+        )
+    ]
+
+    def widened(branch: Callable[[], PyTree]) -> PyTree:
+        leaves, structure = jax.tree.flatten(branch())
+        return jax.tree.unflatten(structure, map(_vary, leaves, axes))
+
+    return jax.lax.cond(
+        predicate,
+        functools.partial(widened, true_fn),
+        functools.partial(widened, false_fn),
+    )
+
+
+def _is_any_axis_tracked() -> bool:
+    manual: tuple[str, ...] = jax.sharding.get_abstract_mesh().manual_axes
+    return bool(tracked_axes(manual))
+
+
+def _axes(leaf: Any) -> frozenset[str]:
+    return _type_axes(jax.typeof(leaf))
+
+
+def _type_axes(kind: Any) -> frozenset[str]:
+    # JAX has renamed the attribute, and pvary to pcast.
+    axes = getattr(kind, "vma", None)
+    return kind.manual_axis_type.varying if axes is None else axes
+
+
+def _vary(leaf: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - _axes(leaf)))
+    if not missing:
+        return leaf
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(leaf, missing, to="varying")
+    return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]
