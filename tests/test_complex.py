@@ -167,7 +167,7 @@ def test_optimizers_that_want_the_gradient_or_the_loss_train_complex_parameters(
 def test_a_local_step_of_complex_parameters_is_that_of_their_parts():
     batch = jnp.asarray([1.0, 0.5, 2.0, 1.5])
     optimizer = ov.vasso(
-        optax.chain(ov.train.average_over("data"), track(), optax.sgd(0.1)), 0.2
+        optax.chain(track(), ov.train.average_over(optax.sgd(0.1), "data")), 0.2
     )
     ends = []
     for function, params in (

@@ -64,7 +64,7 @@ def test_parameters_may_have_the_names_of_our_fields(name, recipe):
 
 
 def test_a_local_ascent_divides_what_is_an_ascents():
-    base = optax.chain(ov.train.average_over("data"), track(), optax.adam(RATE))
+    base = optax.chain(track(), ov.train.average_over(optax.adam(RATE), "data"))
     optimizer = ov.vasso(base)
     state = ov.train.init_local_state(MODELS["dataclass"], optimizer, 2)
     step = ov.train.make_local_train_step(quadratic, optimizer)
@@ -350,7 +350,7 @@ def test_a_scalar_in_a_batch_is_named():
             ValueError, match=r"batch\['t'\] is a scalar.*divisible by 2"
         ):
             step(ov.init_train_state(jnp.ones(3), optimizer), batch)
-    base = optax.chain(ov.train.average_over("data"), optax.sgd(RATE))
+    base = ov.train.average_over(optax.sgd(RATE), "data")
     state = ov.train.init_local_state(jnp.ones(3), ov.sam(base), 2)
     with pytest.raises(ValueError, match=r"batch\['t'\] is a scalar.*divisible by 2"):
         ov.train.make_local_train_step(quadratic, ov.sam(base))(state, batch)
