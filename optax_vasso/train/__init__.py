@@ -6,7 +6,14 @@
 from __future__ import annotations
 
 from optax_vasso.train.averages import average_over, synchronized
-from optax_vasso.train.batches import microbatched, on_batch, part_of_batch, whole_batch
+from optax_vasso.train.batches import (
+    functional,
+    microbatched,
+    on_batch,
+    part_of_batch,
+    perturbed,
+    whole_batch,
+)
 from optax_vasso.train.local import init_local_state, make_local_train_step
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
 from optax_vasso.train.scanned import apart
@@ -18,6 +25,7 @@ __all__ = [
     "apart",
     "average_over",
     "fsdp_specs",
+    "functional",
     "init_local_state",
     "init_train_state",
     "make_local_train_step",
@@ -25,6 +33,7 @@ __all__ = [
     "microbatched",
     "on_batch",
     "part_of_batch",
+    "perturbed",
     "shard_batch",
     "shard_state",
     "state_shardings",

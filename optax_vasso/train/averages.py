@@ -61,13 +61,19 @@ def local_gradient(
         grad_fn = gradient(loss_fn)
 
         def on_device(
-            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
         ) -> Any:
             _check_axis(axis_name)
             if key is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            own = _own(params, axis_name)
-            (loss, (model_state, aux)), grads = grad_fn(own, model_state, batch, key)
+            own, own_clean = _own((params, clean), axis_name)
+            (loss, (model_state, aux)), grads = grad_fn(
+                own, model_state, batch, key, own_clean
+            )
             loss, model_state = mean_of_floats((loss, model_state), axis_name)
             return (loss, (model_state, aux)), grads
 

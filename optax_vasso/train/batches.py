@@ -1,8 +1,10 @@
 """Loss → gradient function: what a train step differentiates, and on which examples.
 
 A gradient maker takes the loss of a train step and returns ``grad_fn(params,
-model_state, batch, key) -> ((loss, (model_state, aux)), grads)``. They compose by
-their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
+model_state, batch, key, clean) -> ((loss, (model_state, aux)), grads)``. ``clean`` is
+``None``, except where ``params`` are perturbed: then it is x_t, the parameters without
+the perturbation. Makers compose by their argument ``gradient``:
+``microbatched(8, part_of_batch(0.25))``.
 """
 
 from __future__ import annotations
@@ -13,9 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from optax_vasso._internal.checks import check_hyperparameter, check_integer
-from optax_vasso.train.losses import LossFn
+from optax_vasso._internal.checks import (
+    check_hyperparameter,
+    check_integer,
+    check_transformation,
+    is_left_out,
+)
+from optax_vasso.train.losses import LossFn, as_network
 
 PyTree = Any
 GradientFn = Callable[..., tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
@@ -30,8 +38,15 @@ def whole_batch(loss_fn: LossFn) -> GradientFn:
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def grad_fn(*args: Any) -> Any:
-        value, grads = value_and_grad(*args)
+    def grad_fn(
+        params: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: jax.Array | None,
+        clean: PyTree | None = None,
+    ) -> Any:
+        del clean
+        value, grads = value_and_grad(params, model_state, batch, key)
         return value, jax.tree.map(jnp.conj, grads)
 
     return grad_fn
@@ -83,7 +98,11 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
         one_part = gradient(loss_fn)
 
         def grad_fn(
-            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
         ) -> Any:
             # Not optax.microbatching, whose parts these are: it gathers a batch that
             # is sharded over an explicit mesh axis, averages in the dtype of each leaf,
@@ -98,7 +117,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
             def evaluate(index: jax.Array, part: PyTree) -> tuple[PyTree, PyTree]:
                 part_key = None if key is None else jax.random.fold_in(key, index)
                 (loss, (new_model_state, aux)), grads = one_part(
-                    params, model_state, part, part_key
+                    params, model_state, part, part_key, clean
                 )
                 return jax.tree.map(jnp.asarray, (loss, new_model_state, grads)), aux
 
@@ -168,14 +187,18 @@ def part_of_batch(
         grad_fn = gradient(loss_fn)
 
         def on_part(
-            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
         ) -> Any:
             def take(leaf: jax.Array) -> jax.Array:
                 grouped = leaf.reshape(leaf.shape[0] // of, of, *leaf.shape[1:])
                 return grouped[:, :taken].reshape(-1, *leaf.shape[1:])
 
             batch = check_examples(batch, of, f"a fraction of {share}")
-            return grad_fn(params, model_state, jax.tree.map(take, batch), key)
+            return grad_fn(params, model_state, jax.tree.map(take, batch), key, clean)
 
         return on_part
 
@@ -198,7 +221,11 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
         grad_fn = gradient(loss_fn)
 
         def on_named(
-            params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
         ) -> Any:
             try:
                 chosen = batch[name]
@@ -207,11 +234,183 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
                     f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
                     f"got {jax.tree.structure(batch)}."
                 ) from error
-            return grad_fn(params, model_state, chosen, key)
+            return grad_fn(params, model_state, chosen, key, clean)
 
         return on_named
 
     return make
+
+
+def functional(network: Callable[..., Any]) -> GradientMaker:
+    """The gradient of Functional SAM: of the network at x + ε, of the loss at x.
+
+    For a loss L(F(x)) of a network's outputs, SAM descends along
+    J(x + ε)ᵀ ∇_F L(F(x + ε)), with the Jacobian J of F. Functional SAM keeps the
+    cotangent of the clean point, J(x + ε)ᵀ ∇_F L(F(x)): it regularizes the function
+    that the network computes and leaves out what makes the logits small, which hurts
+    language models. The loss of the train step is then that of the *outputs*::
+
+        def network(params, batch):
+            return model.apply(params, batch["inputs"])
+
+        def loss_fn(outputs, batch):
+            return cross_entropy(outputs, batch["labels"]).mean()
+
+        train_step = make_train_step(
+            loss_fn, sam(optimizer), gradient=functional(network)
+        )
+
+    It costs no more than SAM: at x it is the gradient of the loss, and the compiler
+    evaluates F(x) once. Inside :func:`microbatched`, behind a gate or with
+    ``separate_keys`` it is evaluated again, which is a third of a gradient. It is meant
+    for :func:`optax_vasso.sharpness_aware`; where a step takes a single gradient there
+    is no clean point, and it changes nothing.
+
+    Args:
+      network: ``network(params, batch) -> outputs``, any tree of float arrays. Like a
+        loss, it may take ``model_state`` and then return ``(outputs, new_model_state)``
+        and it may take ``key``. What the loss knows of the parameters, a penalty for
+        instance, has to be among the outputs.
+
+    Returns:
+      A gradient maker for :func:`optax_vasso.make_train_step`, whose loss is
+      ``loss_fn(outputs, batch)``.
+
+    Raises:
+      ValueError: if network is no function of ``(params, batch)``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso.train import functional
+      >>> def loss_fn(outputs, model_state, batch, key):
+      ...     return jnp.sum(outputs**2) / 2, (model_state, ())
+      >>> gradient = functional(lambda params, batch: params**2)(loss_fn)
+      >>> clean, perturbed = jnp.array(1.0), jnp.array(1.5)
+      >>> _, grads = gradient(perturbed, (), (), None, clean)
+      >>> print(grads)  # 2 · 1.5, the Jacobian there, times 1², the outputs here
+      3.0
+
+    References:
+      Singh et al., `Avoiding Spurious Sharpness Minimization Broadens Applicability of
+      SAM <https://arxiv.org/abs/2502.02407>`_, 2025.
+    """
+    evaluate = as_network(network)
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        of_outputs = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def grad_fn(
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
+        ) -> Any:
+            def run(params: PyTree) -> tuple[PyTree, PyTree]:
+                return evaluate(params, model_state, batch, key)
+
+            outputs, pullback, new_state = jax.vjp(run, params, has_aux=True)
+            result, cotangent = of_outputs(outputs, new_state, batch, key)
+            if clean is not None:
+                outputs, new_state = run(clean)
+                _, cotangent = of_outputs(outputs, new_state, batch, key)
+            (grads,) = pullback(cotangent)
+            return result, jax.tree.map(jnp.conj, grads)
+
+        return grad_fn
+
+    return make
+
+
+def perturbed(
+    ascent: optax.GradientTransformation, gradient: GradientMaker = whole_batch
+) -> GradientMaker:
+    """The gradient at a perturbation of its own: m-sharpness, part by part.
+
+    ``microbatched(4, perturbed(sam_perturb(0.1)))`` around a plain optimizer perturbs
+    every microbatch by an ε from that microbatch's gradient, and descends along the
+    mean of the four perturbed gradients. Unlike
+    :func:`optax_vasso.train.make_local_train_step`, whose parts are devices, it leaves
+    the parameters divided as they are, over all devices (FSDP). It costs two gradients.
+
+    Loss, model state and ``aux`` are those of the clean evaluation.
+
+    Args:
+      ascent: the ascent chain, without a memory: an average over steps has no place
+        inside a gradient. It gets the loss as ``value``. In float16 with a loss scale
+        its gradients are scaled, which a chain whose perturbation has a length of its
+        own, as :func:`optax_vasso.sam_perturb`, does not notice.
+      gradient: the gradient that is taken twice.
+
+    Returns:
+      A gradient maker.
+
+    Raises:
+      ValueError: if ascent is no transformation; when the step is first called, if its
+        perturbation depends on its state, as an average's or a schedule's does.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optax_vasso import sam_perturb
+      >>> from optax_vasso.train import perturbed
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.sum(params**2) / 2, (model_state, ())
+      >>> gradient = perturbed(sam_perturb(rho=0.5))(loss_fn)
+      >>> (loss, _), grads = gradient(jnp.array([3.0, 4.0]), (), (), None)
+      >>> print(loss, grads)
+      12.5 [3.3 4.4]
+    """
+    check_transformation("ascent", ascent)
+    ascent = optax.with_extra_args_support(ascent)
+
+    def make(loss_fn: LossFn) -> GradientFn:
+        evaluate = gradient(loss_fn)
+
+        def grad_fn(
+            params: PyTree,
+            model_state: PyTree,
+            batch: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
+        ) -> Any:
+            del clean
+            result, grads = evaluate(params, model_state, batch, key, None)
+
+            def perturb(state: optax.OptState) -> PyTree:
+                return ascent.update(grads, state, params, value=result[0])[0]
+
+            state = ascent.init(params)
+            _check_without_memory(perturb, state)
+            point = jax.tree.map(
+                lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
+                perturb(state),
+                params,
+                is_leaf=is_left_out,
+            )
+            _, grads = evaluate(point, model_state, batch, key, params)
+            return result, grads
+
+        return grad_fn
+
+    return make
+
+
+def _check_without_memory(
+    perturb: Callable[[optax.OptState], PyTree], state: optax.OptState
+) -> None:
+    """Raise a ValueError if what ``perturb`` returns depends on the state."""
+    if not jax.tree.leaves(state):
+        return
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    try:
+        # A map over states refuses to return what differs between them as one.
+        jax.eval_shape(jax.vmap(perturb, out_axes=None), two)
+    except ValueError as error:
+        raise ValueError(
+            "ascent has a memory, an average over steps or a schedule, which does not "
+            "advance inside a gradient: pass a perturbation alone, such as "
+            "sam_perturb(0.1), or use sharpness_aware."
+        ) from error
 
 
 def _is_float(leaf: Any) -> bool:

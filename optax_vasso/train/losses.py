@@ -15,8 +15,8 @@ PyTree = Any
 LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]]
 _EMPTY = inspect.Parameter.empty
 _FORM = (
-    "loss_fn must take (params, batch) and, if it needs them, arguments named "
-    "model_state and key"
+    "must take (params, batch) and, if it needs them, arguments named model_state and "
+    "key"
 )
 
 
@@ -36,17 +36,59 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
       ValueError: if the signature is another; when it is called, if what the loss
         returns is not what was announced, or it needs a key and there is none.
     """
-    if not callable(loss_fn):
-        raise ValueError(
-            f"{_FORM}, got a {type(loss_fn).__name__}: pass the loss first, then the "
-            "optimizer."
-        )
-    arguments = _arguments(loss_fn)
-    needs_state = any(role == "model_state" for _, role in arguments)
+    call, has_state = _by_role(loss_fn, "loss_fn")
 
     def canonical(
         params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
     ) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
+        result = call(params, model_state, batch, key)
+        return _split(result, has_state, has_aux, model_state)
+
+    return canonical
+
+
+def as_network(network: Callable[..., Any]) -> Callable[..., tuple[PyTree, PyTree]]:
+    """A network in the same form: it takes everything and returns outputs and state.
+
+    Args:
+      network: takes the parameters first, the batch under any name, and what it needs
+        of ``model_state`` and ``key`` by these names.
+
+    Returns:
+      ``canonical(params, model_state, batch, key) -> (outputs, model_state)``.
+
+    Raises:
+      ValueError: if the signature is another; when it is called, if it takes
+        ``model_state`` and does not return a pair, or needs a key and there is none.
+    """
+    call, has_state = _by_role(network, "network")
+
+    def canonical(
+        params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
+        result = call(params, model_state, batch, key)
+        if not has_state:
+            return result, model_state
+        form = "(outputs, new_model_state), since it takes model_state"
+        return _pair(result, form, "network")
+
+    return canonical
+
+
+def _by_role(
+    function: Callable[..., Any], what: str
+) -> tuple[Callable[..., Any], bool]:
+    """The function of ``(params, model_state, batch, key)``; whether it has a state."""
+    if not callable(function):
+        raise ValueError(
+            f"{what} {_FORM}, got a {type(function).__name__}: pass the loss first, "
+            "then the optimizer."
+        )
+    arguments = _arguments(function, what)
+
+    def call(
+        params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+    ) -> Any:
         given = {"params": params, "batch": batch, "model_state": model_state}
         if key is not None:
             given["key"] = key
@@ -55,34 +97,35 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
             value = given.get(role, parameter.default)
             if value is _EMPTY:
                 raise ValueError(
-                    "loss_fn takes a key, but the state has none: pass "
+                    f"{what} takes a key, but the state has none: pass "
                     "key=jax.random.key(0) to init_train_state."
                 )
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 named[parameter.name] = value
             else:
                 positional.append(value)
-        result = loss_fn(*positional, **named)
-        return _split(result, needs_state, has_aux, model_state)
+        return function(*positional, **named)
 
-    return canonical
+    return call, any(role == "model_state" for _, role in arguments)
 
 
-def _arguments(loss_fn: Callable[..., Any]) -> list[tuple[inspect.Parameter, str]]:
-    """The arguments to call a loss with, in order, and the role of each.
+def _arguments(
+    function: Callable[..., Any], what: str
+) -> list[tuple[inspect.Parameter, str]]:
+    """The arguments to call a function with, in order, and the role of each.
 
     They go by position where they may: the signature is often that of another function,
-    which the loss calls by ``*args``, as behind :func:`functools.wraps` and
+    which it calls by ``*args``, as behind :func:`functools.wraps` and
     :func:`jax.shard_map`. An argument without a role among them keeps its default.
     """
     kind = inspect.Parameter
     two = [kind(name, kind.POSITIONAL_ONLY) for name in ("params", "batch")]
     try:
-        signature = list(inspect.signature(loss_fn).parameters.values())
+        signature = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # built in: nothing is known of it
         signature = two
     # What functools.partial binds by name stays in the signature.
-    bound = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
+    bound = function.keywords if isinstance(function, functools.partial) else {}
     known = [
         p
         for p in signature
@@ -95,7 +138,7 @@ def _arguments(loss_fn: Callable[..., Any]) -> list[tuple[inspect.Parameter, str
         plain += two[len(plain) :]
     if len(plain) < 2 or any(p.default is _EMPTY for p in plain[2:]):
         raise ValueError(
-            f"{_FORM}, but takes ({', '.join(p.name for p in signature)}): "
+            f"{what} {_FORM}, but takes ({', '.join(p.name for p in signature)}): "
             "bind other arguments with functools.partial, or put them into the batch."
         )
     roles = {plain[0].name: "params", plain[1].name: "batch"}
@@ -141,11 +184,11 @@ def _split(
     return loss, (model_state, aux)
 
 
-def _pair(value: Any, form: str) -> tuple[Any, Any]:
+def _pair(value: Any, form: str, what: str = "loss_fn") -> tuple[Any, Any]:
     if not isinstance(value, tuple) or len(value) != 2:
         size = f" of {len(value)}" if isinstance(value, tuple) else ""
         found = "array" if hasattr(value, "shape") else type(value).__name__
         raise ValueError(
-            f"loss_fn must return {form}, got one {found}{size}: return both as a pair."
+            f"{what} must return {form}, got one {found}{size}: return both as a pair."
         )
     return value

@@ -223,16 +223,21 @@ def build_train_step(
         ]
 
         def evaluate(
-            maker: GradientMaker, params: PyTree, key: jax.Array | None
+            maker: GradientMaker,
+            params: PyTree,
+            key: jax.Array | None,
+            clean: PyTree | None = None,
         ) -> tuple[Any, PyTree]:
             scaled = _scaled_loss(loss_fn, scales[0]) if scales else loss_fn
-            (loss, rest), grads = maker(scaled)(params, state.model_state, batch, key)
+            (loss, rest), grads = maker(scaled)(
+                params, state.model_state, batch, key, clean
+            )
             if scales:
                 loss, grads = scales[0].unscale((loss, grads))
             return (loss, rest), grads
 
         def grad_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
-            (value, _), grads = evaluate(gradient, params, perturbed_key)
+            (value, _), grads = evaluate(gradient, params, perturbed_key, state.params)
             return value, grads
 
         def value_fn(params: PyTree) -> jax.Array:

@@ -204,6 +204,26 @@ def local(vasso):
     compare("local differs from synchronized", reference, vasso)
 
 
+def one_perturbation_per_microbatch():
+    """Under FSDP, against one device: m-sharpness without replicated parameters."""
+    own = ov.train.microbatched(4, ov.train.perturbed(ov.sam_perturb(0.1)))
+    step = ov.make_train_step(loss_fn, BASE, gradient=own)
+    reference, _, _ = train(step, initial(BASE))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    state = initial(BASE)
+    state = ov.train.shard_state(
+        state, BASE, mesh, ov.train.fsdp_specs(state.params, mesh)
+    )
+    batch = ov.train.shard_batch(BATCHES[0], mesh)
+    memory = step.lower(state, batch).compile().memory_analysis()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, BATCHES[0])))
+    RESULTS["fsdp arguments per device"] = memory.argument_size_in_bytes / held
+    trajectory, _, _ = train(
+        step, state, lambda batch: ov.train.shard_batch(batch, mesh)
+    )
+    compare("a perturbation per microbatch, fsdp", trajectory, reference)
+
+
 def digests():
     """How many digests one array has on different meshes."""
     found = {int(digest(PARAMS["in"]))}
@@ -217,5 +237,6 @@ def digests():
 
 if __name__ == "__main__":
     local(synchronized())
+    one_perturbation_per_microbatch()
     digests()
     json.dump(RESULTS, sys.stdout, indent=1)

@@ -66,5 +66,11 @@ def test_local_averages_live_on_their_own_device(results):
     assert results["local averages per device"] == 1
 
 
+def test_each_microbatch_is_perturbed_by_itself_with_divided_parameters(results):
+    assert results["a perturbation per microbatch, fsdp"] < 1e-12
+    # An eighth, and the few arrays that are small and whole on each.
+    assert results["fsdp arguments per device"] < 0.15
+
+
 def test_the_digest_of_an_array_is_the_same_on_every_mesh(results):
     assert results["layouts with a digest of their own"] == 1
