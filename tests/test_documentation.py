@@ -1,25 +1,20 @@
 """Every Python block of the README and the docs runs, in order, as a reader would."""
 
 import re
-from pathlib import Path
 
+import pages
 import pytest
+from pages import BLOCK, ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 
 
 @pytest.mark.parametrize("page", [p for p, t in TEXTS.items() if BLOCK.search(t)])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = TEXTS[page]
-    namespace = {"__name__": Path(page).stem}
-    for match in BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        exec(compile("\n" * line + match[1], page, "exec"), namespace)
+    pages.names_of(page)
 
 
 @pytest.mark.parametrize("page", [p for p, t in TEXTS.items() if LINK.search(t)])
