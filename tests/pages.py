@@ -70,7 +70,7 @@ def foreign_imports(source):
 def require(*packages):
     """Skip the test or the module if a package is missing; import the others."""
     for name in packages:
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name.split(".")[0]) is None:
             pytest.skip(f"needs {name}", allow_module_level=True)
     with others_at_home():
         modules = [importlib.import_module(name) for name in packages]

