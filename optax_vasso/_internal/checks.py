@@ -215,9 +215,14 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether a value is to be called, and is no tree: Equinox's modules are both."""
-    is_tree = not jax.tree_util.all_leaves([value])
-    return callable(value) and (not is_tree or isinstance(value, jax.tree_util.Partial))
+    """Whether a value is to be called: all but a tree of booleans.
+
+    Equinox's modules are both callables and trees, and so is a function whose closure
+    has become a tree, as Optimistix makes them.
+    """
+    leaves = jax.tree.leaves(value)
+    is_mask = leaves and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
+    return callable(value) and not is_mask
 
 
 def require_params(params: PyTree, where: str) -> None:

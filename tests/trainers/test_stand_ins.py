@@ -6,6 +6,7 @@ state that Levanter's wrapper splices, and those restored from checkpoints, are 
 `test_evaluation_of_restored_states.py`.
 """
 
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +98,11 @@ def test_a_trainer_that_keeps_lists_of_variables():
         held = jax.tree.leaves(state)
     plain_loop.assert_close(params, y)
     plain_loop.assert_close(ov.eval_params(of_state.unflatten(held), params), x)
+
+
+@pytest.mark.parametrize("optimizer", [LAGGED, VASSO])
+def test_a_trainer_that_turns_closures_into_trees(optimizer):
+    """Optimistix, so that a new learning rate compiles nothing new."""
+    tree = eqxi.closure_to_pytree(optimizer)
+    passes = PASSES["Optimistix"]
+    plain_loop.assert_close(train(tree, passes)[0], train(optimizer, passes)[0])
