@@ -111,6 +111,14 @@ def test_eval_step_and_export_are_at_the_clean_point(page):
     assert eval_step(graph, state, DATA) != evaluate(state, DATA)
 
 
+def test_the_export_of_a_state_that_is_a_tree():
+    _, state = train(LAGGED)
+    _, param_state, _ = nnx.split(state.model, nnx.Param, ...)
+    exported = ov.eval_params(state.optimizer.opt_state, param_state)
+    x, _ = plain_loop.lagged(gradient, start(), STEPS)
+    plain_loop.assert_close(weights(nnx.to_pure_dict(exported)), x)
+
+
 def test_two_gradients():
     trained = train(VASSO, two_gradients=True)
     plain_loop.assert_close(
