@@ -169,6 +169,24 @@ def test_the_network_may_have_a_state_and_a_key_and_the_loss_aux(x64):
     assert_close(results[0], results[1])
 
 
+def test_functional_sam_in_each_group_by_itself(x64):
+    params, batch = problem()
+    optimizer = ov.sam(ov.train.average_over(BASE, "data"), RHO)
+    step = ov.train.make_local_train_step(
+        head, optimizer, gradient=functional(network)
+    )
+    state = ov.train.init_local_state(params, optimizer, groups=4)
+    for _ in range(3):
+        state, _ = step(state, batch)
+
+    def mean(params, batch):
+        parts = [tuple(leaf[8 * i : 8 * i + 8] for leaf in batch) for i in range(4)]
+        gradients = [functional_gradient(params, part) for part in parts]
+        return optax.tree.scale(0.25, jax.tree.map(lambda *g: sum(g), *gradients))
+
+    assert_close(state.params, by_loop(mean, batch, params))
+
+
 def test_a_loss_scale_scales_the_cotangent():
     params, batch = problem()
     jmp = pytest.importorskip("jmp")
