@@ -172,9 +172,7 @@ def test_the_network_may_have_a_state_and_a_key_and_the_loss_aux(x64):
 def test_functional_sam_in_each_group_by_itself(x64):
     params, batch = problem()
     optimizer = ov.sam(ov.train.average_over(BASE, "data"), RHO)
-    step = ov.train.make_local_train_step(
-        head, optimizer, gradient=functional(network)
-    )
+    step = ov.train.make_local_train_step(head, optimizer, gradient=functional(network))
     state = ov.train.init_local_state(params, optimizer, groups=4)
     for _ in range(3):
         state, _ = step(state, batch)
