@@ -188,16 +188,7 @@ def overlap(a: PyTree, b: PyTree) -> tuple[jax.Array, ...]:
     (_, factor_a), (root, factor_b) = _scaled_norm(a), _scaled_norm(b)
     factor_a, factor_b, root = (s.astype(dtype) for s in (factor_a, factor_b, root))
 
-    # As the norm, in a second pass where a factor is not one. Scaled trees in the first
-    # XLA would store.
-    _, product = jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (
-            jnp.zeros_like(carry[0]),
-            dot(_scaled(a, factor_a), _scaled(b, factor_b)),
-        ),
-        ((factor_a != 1) | (factor_b != 1), dot(a, b)),
-    )
+    product = _scaled_dot(a, b, factor_a, factor_b)
     inverse = 1 / _nonzero(root)
     return factor_b, inverse, product * inverse / factor_a
 
@@ -226,6 +217,37 @@ def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
         tree,
         other,
     )
+
+
+@jax.custom_jvp
+def _scaled_dot(
+    a: PyTree, b: PyTree, factor_a: jax.Array, factor_b: jax.Array
+) -> jax.Array:
+    """⟨factor_a · a, factor_b · b⟩, in a second pass where a factor is not one.
+
+    Scaled trees in the first XLA would store.
+    """
+    _, product = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (
+            jnp.zeros_like(carry[0]),
+            dot(_scaled(a, factor_a), _scaled(b, factor_b)),
+        ),
+        ((factor_a != 1) | (factor_b != 1), dot(a, b)),
+    )
+    return product
+
+
+@_scaled_dot.defjvp
+def _scaled_dot_jvp(primals: Any, tangents: Any) -> Any:
+    """The factors count as constants."""
+    a, b, factor_a, factor_b = primals
+    da, db, *_ = tangents
+    slope = dot(_scaled(da, factor_a), _scaled(b, factor_b)) + dot(
+        _scaled(a, factor_a), _scaled(db, factor_b)
+    )
+    product = _scaled_dot(*primals)
+    return product, slope.astype(product.dtype)
 
 
 def _over_leaves(
