@@ -350,9 +350,7 @@ LAGGED = {
     "lagged": lambda base: ov.lagged(
         base, optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.05))
     ),
-    "lagged_vasso": lambda base: ov.lagged_vasso(
-        base, rho=0.05, accumulator_dtype=jnp.float32
-    ),
+    "lagged_vasso": lambda base: ov.lagged_vasso(base, rho=0.05),
 }
 
 
