@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
@@ -276,7 +276,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         params: PyTree = None,
         *,
         clean_grads: PyTree = None,
-        ascended: jax.Array | None = None,
+        ascended: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LookSamState]:
         del params, extra_args
@@ -298,7 +298,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
             direction = numerics.add_scaled(clean_grads, length, unit)
             return numerics.cast_like(direction, updates), state.orthogonal
 
-        direction, orthogonal = jax.lax.cond(ascended, renew, reuse)
+        direction, orthogonal = mapped.cond(ascended, renew, reuse)
         return direction, LookSamState(optax.safe_increment(state.step), orthogonal)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
