@@ -7,7 +7,8 @@ A perceptron of 128 × 128 layers in float32, base optimizer SGD with momentum: 
 layers over eight forced devices, with data parallelism and with parameters divided over
 the devices (fsdp), and three layers for what another leaf adds. Operations, bytes and
 memory are those of one device. Sixteen layers in one scan, on one device, show how
-often a step holds the activations of all of them. ``tests/test_budgets.py`` holds them.
+often a step holds the activations of all of them. The rows of :mod:`benchmarks.peaks`
+are those of larger networks. ``tests/scale/test_budgets.py`` holds all of them.
 """
 
 import json
@@ -29,7 +30,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
-from benchmarks import measuring
+from benchmarks import measuring, peaks
 from benchmarks.optimizers import BASE, RECIPES
 from experiments.harness import files
 
@@ -152,6 +153,7 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
     yield "SGD, scanned layers", scanned(BASE)
     apart = ov.train.apart()
     yield "SAM, scanned layers", scanned(RECIPES["SAM"](BASE), gradient=apart)
+    yield from peaks.measure()
 
 
 def differences(

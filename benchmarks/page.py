@@ -98,6 +98,17 @@ def budget() -> str:
     return measured(rows, columns)
 
 
+def peaks() -> str:
+    """Peak memory beside the base optimizer, and beside plain lines."""
+    columns = {
+        "peak": ("peak", "{:.2f}"),
+        "traffic": ("bytes read and written", "{:.1f}"),
+        "instructions": ("instructions", "{:,}"),
+    }
+    rows = {n: r for n, r in load("budgets")["rows"].items() if "traffic" in r}
+    return measured(rows, columns)
+
+
 def limits() -> str:
     """Shares of the bandwidth, by leaves."""
     found = load("limits")["rows"]
@@ -199,7 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{
         made.__name__: made
         for made in (
-            *(environments, budget, limits, digits, exponents, compilation),
+            *(environments, budget, peaks, limits, digits, exponents, compilation),
             *(hessian_cost, precision, accelerator),
         )
     },

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
+from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
@@ -276,7 +276,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         params: PyTree = None,
         *,
         clean_grads: PyTree = None,
-        ascended: jax.Array | None = None,
+        ascended: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LookSamState]:
         del params, extra_args
@@ -285,15 +285,20 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         check_structure(updates, state.orthogonal, "looksam_descent")
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
-        length = numerics.norm(clean_grads)
-        reused = numerics.add_scaled(
-            clean_grads, weight * length, numerics.normalize(state.orthogonal)
-        )
-        fresh = numerics.fill_none(
-            numerics.orthogonal_to(updates, clean_grads), state.orthogonal
-        )
-        direction = optax.tree.where(ascended, updates, reused)
-        orthogonal = optax.tree.where(ascended, fresh, state.orthogonal)
+        # Scalars of the whole trees outside of the branches: the ascent has them too.
+        overlap = numerics.overlap(updates, clean_grads)
+        length = weight * numerics.norm(clean_grads)
+
+        def renew() -> tuple[PyTree, PyTree]:
+            orthogonal = numerics.without(updates, clean_grads, overlap)
+            return updates, numerics.fill_none(orthogonal, state.orthogonal)
+
+        def reuse() -> tuple[PyTree, PyTree]:
+            unit = numerics.normalize(state.orthogonal)
+            direction = numerics.add_scaled(clean_grads, length, unit)
+            return numerics.cast_like(direction, updates), state.orthogonal
+
+        direction, orthogonal = mapped.cond(ascended, renew, reuse)
         return direction, LookSamState(optax.safe_increment(state.step), orthogonal)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -28,9 +28,8 @@ from optax_vasso._internal.checks import (
 from optax_vasso.ascent.guard import automatic_ascent
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import Mask, masked_ascent
-from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
+from optax_vasso.ascent.smoothing import carried_ema, friendly_noise, vasso_ema
 from optax_vasso.ascent.trained import trained_by
-from optax_vasso.ascent.unbuffered import unbuffered_vasso
 from optax_vasso.descent import decoupled_descent, gsam_descent, looksam_descent
 from optax_vasso.steps.one_gradient import lagged
 from optax_vasso.steps.two_gradients import sharpness_aware
@@ -486,7 +485,6 @@ def lagged_vasso(
     rho: Hyperparameter = 0.1,
     *,
     theta: Hyperparameter = 0.4,
-    accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO at one gradient per step; see :func:`optax_vasso.lagged`.
@@ -504,17 +502,13 @@ def lagged_vasso(
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
-      accumulator_dtype: dtype of an average of its own. By default there is none, and
-        the perturbation carries the average: one buffer like the parameters in all.
-        Parameters of fewer than 32 bits cannot carry it.
       mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
 
     Raises:
-      ValueError: if a hyperparameter is out of its range; at ``init``, if parameters
-        have fewer than 32 bits and there is no accumulator_dtype.
+      ValueError: if a hyperparameter is out of its range.
 
     Examples:
       >>> import jax
@@ -531,12 +525,7 @@ def lagged_vasso(
       >>> print(params, eval_params(state, params))
       [2.7 3.6] [2.4 3.2]
     """
-    ascent: optax.GradientTransformation = unbuffered_vasso(rho, theta)
-    if accumulator_dtype is not None:
-        ascent = optax.chain(
-            vasso_ema(theta, accumulator_dtype=accumulator_dtype), sam_perturb(rho)
-        )
-    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
+    return lagged(optimizer, _perturbing(carried_ema(theta), mask, optimizer), rho=rho)
 
 
 def momentum_sam(
@@ -544,7 +533,6 @@ def momentum_sam(
     rho: Hyperparameter = 3.0,
     *,
     momentum: float | jax.Array = 0.9,
-    accumulator_dtype: Any = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM against the momentum: ε_t = −ρ v_t/‖v_t‖, v_t = μ v_{t−1} + g_t.
@@ -561,17 +549,13 @@ def momentum_sam(
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar. The
         authors use about 3, ten times a good radius of SAM.
       momentum: μ, in [0, 1): the momentum of the base optimizer, for their method.
-      accumulator_dtype: dtype of a momentum of its own. By default there is none, and
-        the perturbation carries the momentum: one buffer like the parameters in all.
-        Parameters of fewer than 32 bits cannot carry it.
       mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
 
     Raises:
-      ValueError: if a hyperparameter is out of its range; at ``init``, if parameters
-        have fewer than 32 bits and there is no accumulator_dtype.
+      ValueError: if a hyperparameter is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -580,7 +564,7 @@ def momentum_sam(
       >>> params = jnp.array([3.0, 4.0])
       >>> optimizer = momentum_sam(optax.sgd(0.1, momentum=0.9), rho=0.5)
       >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-      >>> print(state.perturbation)
+      >>> print(state.scale * state.direction)
       [-0.3 -0.4]
 
     References:
@@ -594,14 +578,8 @@ def momentum_sam(
         decay = jnp.asarray(momentum)
         return (1 - decay) / (1 - decay ** (step + 1).astype(decay.dtype))
 
-    ascent: optax.GradientTransformation = unbuffered_vasso(rho, theta, sign=-1)
-    if accumulator_dtype is not None:
-        ascent = optax.chain(
-            vasso_ema(theta, accumulator_dtype=accumulator_dtype),
-            sam_perturb(rho),
-            optax.scale(-1.0),
-        )
-    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
+    ascent = optax.chain(optax.scale(-1.0), carried_ema(theta))
+    return lagged(optimizer, _perturbing(ascent, mask, optimizer), rho=rho)
 
 
 def single_step_sam(
@@ -612,8 +590,8 @@ def single_step_sam(
 ) -> optax.GradientTransformationExtraArgs:
     """SAM along the last perturbed gradient: ε_t = ρ g_t/‖g_t‖, one gradient per step.
 
-    It is :func:`lagged_vasso` with θ = 1, for parameters of any dtype. The authors take
-    two gradients in the first step; here the first step is unperturbed.
+    It is :func:`lagged_vasso` with θ = 1. The authors take two gradients in the first
+    step; here the first step is unperturbed.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
@@ -628,7 +606,7 @@ def single_step_sam(
       Efficient and Accurate Sparse Training
       <https://openreview.net/forum?id=MJgMMqMDu4>`_, 2024.
     """
-    return lagged(optimizer, _perturbing(sam_perturb(rho), mask, optimizer))
+    return lagged(optimizer, _perturbing(optax.identity(), mask, optimizer), rho=rho)
 
 
 def auto_lagged_vasso(

@@ -250,7 +250,7 @@ def in_float32(
 
     A lagged optimizer keeps x_t in float32 by itself, which no wrapper can do for it:
     there only the base optimizer is wrapped, as in
-    ``lagged_vasso(in_float32(optimizer), accumulator_dtype=jnp.float32)``.
+    ``lagged_vasso(in_float32(optimizer))``.
 
     Args:
       optimizer: any optimizer but a lagged one, typically a sharpness-aware one.
@@ -289,7 +289,7 @@ def in_float32(
             raise ValueError(
                 "optimizer is lagged, and the float32 parameters that it would be "
                 "given end with the step: wrap its base optimizer instead, as in "
-                "lagged_vasso(in_float32(optimizer), accumulator_dtype=jnp.float32)."
+                "lagged_vasso(in_float32(optimizer))."
             )
         return state
 

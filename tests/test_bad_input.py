@@ -1,7 +1,5 @@
 """Bad input is one clear sentence that names the argument, its value and the remedy."""
 
-import functools
-
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from flax.training import train_state
 
 import optax_vasso as ov
 from optax_vasso import gate
-from optax_vasso.ascent.unbuffered import unbuffered_vasso
+from optax_vasso.ascent.smoothing import carried_ema
 
 PARAMS = {"w": jnp.ones(3), "b": jnp.ones(2)}
 NAN = float("nan")
@@ -37,7 +35,7 @@ HYPERPARAMETERS = {
     "theta": [
         make(function, value)
         for value in (0, -0.1, 1.1, NAN, "0.4", None, np.float32(2), jnp.ones(2))
-        for function in (ov.vasso_ema, functools.partial(unbuffered_vasso, 0.1))
+        for function in (ov.vasso_ema, carried_ema)
     ],
     "rho": [
         make(function, value)
@@ -156,7 +154,7 @@ def test_what_has_no_value_yet_is_taken_as_it_is():
 
 TRANSFORMS = {
     "vasso_ema": ov.vasso_ema(0.4),
-    "unbuffered_vasso": unbuffered_vasso(0.1, 0.4),
+    "carried_ema": carried_ema(0.4),
     "friendly_noise": ov.friendly_noise(1.0, 0.6),
     "sam_perturb": ov.sam_perturb(0.1),
     "asam_perturb": ov.asam_perturb(0.1),
@@ -275,9 +273,9 @@ def test_a_descent_outside_sharpness_aware(name):
         transform.update(PARAMS, transform.init(PARAMS), PARAMS)
 
 
-def test_the_unbuffered_average_outside_lagged():
-    transform = TRANSFORMS["unbuffered_vasso"]
-    with pytest.raises(TypeError, match="perturbation"):
+def test_the_carried_average_outside_lagged():
+    transform = TRANSFORMS["carried_ema"]
+    with pytest.raises(TypeError, match="direction"):
         transform.update(PARAMS, transform.init(PARAMS), PARAMS)
 
 

@@ -190,9 +190,6 @@ RECIPES = {
         base, optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(rho))
     ),
     "lagged_vasso": lambda base, rho: ov.lagged_vasso(base, rho=rho),
-    "separate average": lambda base, rho: ov.lagged_vasso(
-        base, rho=rho, accumulator_dtype=jnp.float32
-    ),
     "momentum_sam": lambda base, rho: ov.momentum_sam(base, rho=rho),
     "single_step_sam": lambda base, rho: ov.single_step_sam(base, rho=rho),
 }
@@ -233,9 +230,7 @@ def test_a_loop_that_goes_on_trains_with_the_base_optimizer():
 def test_until_in_low_precision(dtype):
     """The loop adds a rounded update, so what is returned is x to one rounding."""
     start = jax.tree.map(lambda x: x.astype(dtype), START)
-    optimizer = ov.lagged_vasso(
-        optax.sgd(0.1), rho=until(3, RHO), accumulator_dtype=jnp.float32
-    )
+    optimizer = ov.lagged_vasso(optax.sgd(0.1), rho=until(3, RHO))
     params, state = run(optimizer, 3, start)[-1]
     clean = ov.eval_params(state, params)
     # The update is rounded at its own size; it and all entries are below 4.

@@ -24,7 +24,7 @@ RHO = 0.5
 
 class Layers(NamedTuple):
     kernel: jax.Array
-    perturbation: jax.Array  # a name that our state has too
+    direction: jax.Array  # a name that our state has too
 
 
 # Twelve equal layers: as keys in alphabetic order, '10' comes before '2'.
@@ -69,7 +69,9 @@ OPTIMIZERS = {
     "sgd": lagged(),
     "adam": lagged(optax.adam(0.0)),
     "mask": lagged(mask=MASK),
-    "separate average": lagged(accumulator_dtype=jnp.float32),
+    "any chain": ov.lagged(
+        optax.sgd(0.0), optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(RHO))
+    ),
     "chain": optax.chain(optax.clip(1e9), lagged()),
     "partition": optax.partition(
         {"a": lagged(), "b": optax.set_to_zero()},
@@ -289,7 +291,7 @@ STATES = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_an_optimizer_that_is_not_lagged_is_evaluated_as_it_stands(name, tmp_path):
-    params = {"w": jnp.ones(3), "perturbation": jnp.ones(2)}
+    params = {"w": jnp.ones(3), "direction": jnp.ones(2)}
     state = STATES[name].init(params)
     assert ov.eval_params(state, params) is params
     for kind, container in FOREIGN.items():

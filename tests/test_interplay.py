@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso.ascent.unbuffered import unbuffered_vasso
+from optax_vasso.ascent.smoothing import carried_ema
 from optax_vasso.metrics import (
     cosine,
     perturbation_norm,
@@ -21,6 +21,7 @@ from optax_vasso.metrics import (
     stability,
     track,
 )
+from optax_vasso.steps.one_gradient import perturbation_of
 
 RHO, THETA, RATE = 0.1, 0.4, 0.05
 # A few roundings of float64: the two sides are the same mathematics in another order.
@@ -253,19 +254,18 @@ def test_partition_and_masked_cannot_stand_around_two_gradients(recipe, around):
 
 
 def test_partition_in_a_lagged_ascent():
-    """The unbuffered average reads an extra argument, which has to be masked too."""
+    """The carried average reads an extra argument, which has to be masked too."""
 
-    def make(chain, **options):
-        groups = {"norm": chain, "rest": optax.set_to_zero()}
+    def make(average, **options):
+        groups = {"norm": average, "rest": optax.set_to_zero()}
         ascent = optax.partition(groups, label(start(), ["norm"]), **options)
-        return ov.lagged(optax.sgd(RATE), ascent)
+        return ov.lagged(optax.sgd(RATE), ascent, rho=RHO)
 
-    chain = optax.chain(ov.vasso_ema(THETA), ov.sam_perturb(RHO))
     with pytest.raises(ValueError, match="tree structure"):
-        update_once(make(unbuffered_vasso(RHO, THETA)))
-    unbuffered = make(unbuffered_vasso(RHO, THETA), mask_compatible_extra_args=True)
-    points, state = train(unbuffered)
-    assert_close(points, train(make(chain))[0], rtol=1e-10)
+        update_once(make(carried_ema(THETA)))
+    carried = make(carried_ema(THETA), mask_compatible_extra_args=True)
+    points, state = train(carried)
+    assert_close(points, train(make(ov.vasso_ema(THETA)))[0], rtol=1e-10)
     epsilon = jax.tree.map(jnp.subtract, points[-1], ov.eval_params(state, points[-1]))
     assert length(epsilon["norm"]) == pytest.approx(RHO)
     assert length(epsilon) == pytest.approx(RHO)
@@ -481,7 +481,7 @@ def test_clip_by_global_norm_after_lagged_breaks_the_perturbation():
     points, state = train(optax.chain(ov.lagged_vasso(base, RHO, theta=THETA), clip))
     moved = jax.tree.map(jnp.subtract, points[0], train(optax.chain(base, clip))[0][0])
     assert length(moved) < 0.1 * RHO
-    assert length(optax.tree.get(state, "perturbation")) == pytest.approx(RHO)
+    assert length(perturbation_of(state[0])) == pytest.approx(RHO)
 
 
 @pytest.mark.parametrize("make", [ov.sam, ov.lagged_vasso])

@@ -8,6 +8,7 @@ import pytest
 from problems import authors_problem, flat, random_tree
 
 import optax_vasso as ov
+from optax_vasso.steps.one_gradient import perturbation_of
 
 CURVATURES = np.array([1.0, 3.0, 10.0])
 
@@ -62,7 +63,7 @@ def test_lagged_follows_the_recursion_written_by_hand(buffered, theta, x64):
 @pytest.mark.parametrize("dtype", ["f4", "f2", jnp.bfloat16])
 def test_eval_params_are_the_clean_point_up_to_one_rounding(dtype):
     """y = x + ε rounds once, to half a unit of y; y − ε then rounds once more."""
-    optimizer = ov.lagged_vasso(optax.sgd(0.05), rho=0.2, accumulator_dtype=jnp.float32)
+    optimizer = ov.lagged_vasso(optax.sgd(0.05), rho=0.2)
     params = jnp.asarray([1.0, -1.0, 0.5], dtype)
     x = flat(params) - 0.05 * CURVATURES * flat(params)
     _, (_, clean) = run(optimizer, params, 1)
@@ -75,7 +76,7 @@ def test_the_first_gradient_is_clean_and_nothing_moves_before_it():
     params = jnp.asarray([1.0, -1.0, 0.5])
     state = ov.lagged_vasso(optax.sgd(0.1)).init(params)
     np.testing.assert_array_equal(ov.eval_params(state, params), params)
-    assert not flat(state.perturbation).any()
+    assert not flat(perturbation_of(state)).any()
 
 
 def test_one_buffer_more_than_the_base_optimizer():
@@ -171,3 +172,71 @@ def test_a_grad_fn_goes_to_the_ascent_chain_alone_and_everything_else_to_both():
         assert [call["temperature"] for call in calls] == [300] * 2
     assert not any("grad_fn" in call for call in seen["optimizer"])
     assert [callable(call["grad_fn"]) for call in seen["ascent"]] == [False, True]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", jnp.bfloat16])
+@pytest.mark.parametrize("bits", ["f4", "f2", jnp.bfloat16])
+@pytest.mark.parametrize("rho", [0.2, None], ids=["rho", "chain"])
+def test_without_steps_the_clean_point_stays(dtype, bits, rho):
+    """At learning rate 0, however few bits gradients and parameters have.
+
+    Each step rounds ε and y in float32, by at most 2⁻²⁴ of a length below 2.
+    """
+    ascent = optax.identity() if rho else ov.sam_perturb(0.2)
+    optimizer = ov.lagged(optax.sgd(0.0), ascent, rho=rho)
+    start, steps = jnp.asarray([1.0, -1.0, 0.5], dtype), 500
+
+    def step(carry, key):
+        params, state = carry
+        grads = jax.random.normal(key, params.shape).astype(bits)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), updates.dtype == dtype
+
+    keys = jax.random.split(jax.random.key(0), steps)
+    carry = start, optimizer.init(start)
+    (params, state), kept = jax.jit(lambda c: jax.lax.scan(step, c, keys))(carry)
+    assert kept.all()
+    epsilon = perturbation_of(state)
+    clean = params.astype("f4") - epsilon
+    np.testing.assert_allclose(clean, start, rtol=0, atol=2 * steps * 2.0**-24)
+    np.testing.assert_allclose(np.linalg.norm(epsilon), 0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("recipe", [ov.lagged_vasso, ov.momentum_sam])
+@pytest.mark.parametrize("dtype", ["f2", jnp.bfloat16])
+def test_parameters_of_few_bits_need_no_option(recipe, dtype):
+    """x_t follows its float32 trajectory to the precision of the gradients."""
+    clean = []
+    for kind in (dtype, "f4"):
+        optimizer = recipe(optax.sgd(0.01), rho=0.2)
+        start = jnp.asarray([1.0, -1.0, 0.5], kind)
+        points, evaluated = run(optimizer, start, 20)
+        assert points[-1].dtype == start.dtype
+        clean.append(flat(evaluated[-1]))
+    assert np.linalg.norm(clean[1] - flat(start)) > 0.1
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(*clean, rtol=0, atol=8 * eps)
+
+
+@pytest.mark.parametrize("dtype", ["f4", jnp.bfloat16])
+def test_make_train_step_moves_the_parameters_by_the_updates(dtype):
+    """move is update, with the updates added."""
+    optimizer = ov.lagged_vasso(optax.sgd(0.05, momentum=0.9), rho=0.2)
+    start = jnp.asarray([1.0, -1.0, 0.5], dtype)
+    points, _ = run(optimizer, start, 5)
+    step = ov.make_train_step(lambda params, batch: loss(params), optimizer)
+    state = ov.init_train_state(start, optimizer)
+    for point in points[1:]:
+        state, _ = step(state, ())
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(flat(state.params), flat(point), atol=2 * eps)
+
+
+def test_many_states_side_by_side_have_perturbations_of_their_own():
+    """Stacked by vmap, and evaluated outside of it."""
+    optimizer = ov.lagged_vasso(optax.sgd(0.0), rho=0.1)
+    params = jnp.arange(1.0, 7.0).reshape(2, 3)
+    state = jax.vmap(optimizer.init)(params)
+    updates, state = jax.vmap(optimizer.update)(params, state, params)
+    clean = ov.eval_params(state, optax.apply_updates(params, updates))
+    np.testing.assert_allclose(clean, params, rtol=1e-6)

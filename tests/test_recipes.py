@@ -316,10 +316,6 @@ SAME = {
         lambda o: ov.lagged_vasso(o, 0.3, theta=1.0),
         lambda o: ov.single_step_sam(o, 0.3),
     ),
-    "the momentum that the perturbation carries is one of its own": (
-        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7),
-        lambda o: ov.momentum_sam(o, 0.3, momentum=0.7, accumulator_dtype=jnp.float64),
-    ),
     "momentum_sam follows the average of adam as well": (
         lambda o: ov.momentum_sam(o, 0.3, momentum=0.7),
         lambda o: ov.lagged(
@@ -396,9 +392,9 @@ DEFAULTS = {
     ov.sam: {"rho": 0.05},
     ov.vasso: {"rho": 0.1, "theta": 0.4, "accumulator_dtype": None},
     ov.evasso: {"rho": 0.1, "theta": 0.4, "probability": 0.3, "seed": 0},
-    ov.lagged_vasso: {"rho": 0.1, "theta": 0.4, "accumulator_dtype": None},
+    ov.lagged_vasso: {"rho": 0.1, "theta": 0.4},
     ov.single_step_sam: {"rho": 0.05},
-    ov.momentum_sam: {"rho": 3.0, "momentum": 0.9, "accumulator_dtype": None},
+    ov.momentum_sam: {"rho": 3.0, "momentum": 0.9},
     ov.friendly_sam: {
         "rho": 0.2,
         "sigma": 1.0,

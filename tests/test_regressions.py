@@ -157,11 +157,6 @@ def test_an_accumulator_that_is_not_of_floats_is_refused(dtype):
             make()
 
 
-def test_the_average_without_a_buffer_is_not_for_other_chains():
-    assert not hasattr(ov, "unbuffered_vasso_ema")
-    assert "unbuffered_vasso_ema" not in dir(ov)
-
-
 def test_a_bernoulli_gate_takes_both_kinds_of_keys():
     def draws(seed):
         gate = ov.gate.bernoulli(0.5, seed)
@@ -355,9 +350,7 @@ LAGGED = {
     "lagged": lambda base: ov.lagged(
         base, optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.05))
     ),
-    "lagged_vasso": lambda base: ov.lagged_vasso(
-        base, rho=0.05, accumulator_dtype=jnp.float32
-    ),
+    "lagged_vasso": lambda base: ov.lagged_vasso(base, rho=0.05),
 }
 
 

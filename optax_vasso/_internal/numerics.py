@@ -110,12 +110,15 @@ def normalize(tree: PyTree, length: jax.typing.ArrayLike = 1.0) -> PyTree:
     return _unit(tree, root, factor, length)
 
 
-def normalize_with_norm(
-    tree: PyTree, length: jax.typing.ArrayLike
-) -> tuple[PyTree, jax.Array]:
-    """:func:`normalize`, and the norm of the tree."""
-    root, factor = _scaled_norm(tree)
-    return _unit(tree, root, factor, length), root / factor
+def normalize_beside(tree: PyTree, beside: PyTree) -> tuple[PyTree, jax.Array, PyTree]:
+    """The unit tree, the norm, and another tree that is complete before the norm is.
+
+    Left to itself XLA computes ``beside`` where it is used, and keeps all that it is
+    made of until then. Passing through the loop of the norm, it is kept instead.
+    """
+    root, factor, beside = _scaled_norm_beside(tree, beside)
+    norm = jnp.minimum(root / factor, jnp.finfo(root.dtype).max)
+    return _unit(tree, root, factor), norm, beside
 
 
 def scale_to_one(tree: PyTree) -> PyTree:
@@ -176,11 +179,32 @@ def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
 
     a − ⟨a, b̂⟩ b̂ with b̂ the unit tree along ``b``; ``a`` itself if ``b`` is zero.
     """
-    root, factor = _scaled_norm(a)
-    unit_a, unit_b = _unit(a, root, factor), normalize(b)
-    overlap = dot(unit_a, unit_b)
-    rest = jax.tree.map(lambda x, u: (x - overlap * u) * root / factor, unit_a, unit_b)
-    return cast_like(rest, a)
+    return without(a, b, overlap(a, b))
+
+
+def overlap(a: PyTree, b: PyTree) -> tuple[jax.Array, ...]:
+    """What :func:`without` needs to know: scalars whose product is ⟨a, b⟩/‖b‖²."""
+    dtype = accumulation_dtype(a, b)
+    (_, factor_a), (root, factor_b) = _scaled_norm(a), _scaled_norm(b)
+    factor_a, factor_b, root = (s.astype(dtype) for s in (factor_a, factor_b, root))
+
+    product = _scaled_dot(a, b, factor_a, factor_b)
+    inverse = 1 / _nonzero(root)
+    return factor_b, inverse, product * inverse / factor_a
+
+
+def without(a: PyTree, b: PyTree, scalars: tuple[jax.Array, ...]) -> PyTree:
+    """``a`` without its component along ``b``, leafwise in the dtypes of ``a``."""
+    dtype = scalars[0].dtype
+
+    def rest(x: jax.Array, y: jax.Array) -> jax.Array:
+        y = widen(y, dtype)
+        # One after the other: their product may be out of range.
+        for scalar in scalars:
+            y = y * scalar
+        return (widen(x, dtype) - y).astype(x.dtype)
+
+    return jax.tree.map(rest, a, b)
 
 
 def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
@@ -193,6 +217,37 @@ def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
         tree,
         other,
     )
+
+
+@jax.custom_jvp
+def _scaled_dot(
+    a: PyTree, b: PyTree, factor_a: jax.Array, factor_b: jax.Array
+) -> jax.Array:
+    """⟨factor_a · a, factor_b · b⟩, in a second pass where a factor is not one.
+
+    Scaled trees in the first XLA would store.
+    """
+    _, product = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (
+            jnp.zeros_like(carry[0]),
+            dot(_scaled(a, factor_a), _scaled(b, factor_b)),
+        ),
+        ((factor_a != 1) | (factor_b != 1), dot(a, b)),
+    )
+    return product
+
+
+@_scaled_dot.defjvp
+def _scaled_dot_jvp(primals: Any, tangents: Any) -> Any:
+    """The factors count as constants."""
+    a, b, factor_a, factor_b = primals
+    da, db, *_ = tangents
+    slope = dot(_scaled(da, factor_a), _scaled(b, factor_b)) + dot(
+        _scaled(a, factor_a), _scaled(db, factor_b)
+    )
+    product = _scaled_dot(*primals)
+    return product, slope.astype(product.dtype)
 
 
 def _over_leaves(
@@ -221,15 +276,23 @@ def _over_leaves(
     return reduction(jnp.stack(scalars))
 
 
-# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
-@functools.partial(jax.jit, inline=True)
 def _scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """(‖factor · tree‖₂, factor), with a power of two that keeps the sum in range."""
-    return _rescaled_norm(tree)
+    root, factor, _ = _scaled_norm_beside(tree, ())
+    return root, factor
+
+
+# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
+@functools.partial(jax.jit, inline=True)
+def _scaled_norm_beside(
+    tree: PyTree, beside: PyTree
+) -> tuple[jax.Array, jax.Array, PyTree]:
+    """The same, and a tree that passes through the loop."""
+    return _rescaled_norm(tree, beside)
 
 
 @jax.custom_jvp
-def _rescaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
+def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
     """The same, with a derivative.
 
     The factor is one unless that sum of squares leaves the range in which it is exact:
@@ -261,22 +324,31 @@ def _rescaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     is_large = total > float(info.max)
     again = is_large | (total < smallest)
     factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
-    _, total = jax.lax.while_loop(
-        lambda carry: carry[0],
-        # Like the predicate, and not just False: under shard_map it may vary.
-        lambda _: (jnp.zeros_like(again), square_sum(factor)),
-        (again, total),
+    beside, _, total = jax.lax.while_loop(
+        lambda carry: carry[1],
+        lambda carry: (
+            # What a loop leaves as it is does not pass through it, in JAX.
+            jax.lax.optimization_barrier(carry[0]),
+            # Like the predicate, and not just False: under shard_map it may vary.
+            jnp.zeros_like(carry[1]),
+            square_sum(factor),
+        ),
+        (beside, again, total),
     )
-    return jnp.sqrt(total), factor
+    return jnp.sqrt(total), factor, beside
 
 
 @_rescaled_norm.defjvp
 def _rescaled_norm_jvp(primals: Any, tangents: Any) -> Any:
     """d‖f x‖ = f ⟨x/‖x‖, dx⟩, and 0 at x = 0; the factor counts as a constant."""
-    (tree,), (tangent,) = primals, tangents
-    root, factor = _rescaled_norm(tree)
+    (tree, beside), (tangent, beside_tangent) = primals, tangents
+    root, factor, beside = _rescaled_norm(tree, beside)
     slope = factor * dot(_unit(tree, root, factor), tangent)
-    return (root, factor), (slope.astype(root.dtype), jnp.zeros_like(factor))
+    return (root, factor, beside), (
+        slope.astype(root.dtype),
+        jnp.zeros_like(factor),
+        beside_tangent,
+    )
 
 
 def _unit(

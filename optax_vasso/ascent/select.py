@@ -78,10 +78,8 @@ def masked_ascent(
     ) -> tuple[PyTree, optax.OptState]:
         require_params(params, "masked_ascent")
         hidden = optax.MaskedNode()
-        if extra_args.get("perturbation") is not None:
-            extra_args["perturbation"] = select(
-                params, extra_args["perturbation"], hidden
-            )
+        if extra_args.get("direction") is not None:
+            extra_args["direction"] = select(params, extra_args["direction"], hidden)
         perturbation, state = ascent.update(
             select(params, updates, hidden),
             state,
@@ -104,7 +102,7 @@ def per_layer(
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on as they are, but for
-        ``perturbation``, of which each leaf gets its own.
+        ``direction``, of which each leaf gets its own.
       stacked: leaves whose first axis counts layers, each of which is then taken by
         itself: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one; by default none.
@@ -173,11 +171,11 @@ def per_layer(
             return updates, state
         inner: Any = jax.tree.structure(jax.eval_shape(ascent.init, leaves[0]))
         columns = [layers.flatten_up_to(tree) for tree in inner.flatten_up_to(state)]
-        lagging = extra_args.pop("perturbation", None)
-        if lagging is None:
+        direction = extra_args.pop("direction", None)
+        if direction is None:
             own: list[dict[str, Any]] = [{}] * len(leaves)
         else:
-            own = [{"perturbation": e} for e in layers.flatten_up_to(lagging)]
+            own = [{"direction": d} for d in layers.flatten_up_to(direction)]
         are_stacked = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
 
         def advance(update: Any, state: Any, leaf: Any, own: dict[str, Any]) -> Any:

@@ -118,6 +118,47 @@ def vasso_ema(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+class CarriedEmaState(NamedTuple):
+    """State of :func:`carried_ema`.
+
+    Attributes:
+      step: gradients taken in, an int32 scalar.
+    """
+
+    step: jax.Array
+
+
+def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
+    """:func:`vasso_ema` without a buffer, for :func:`optax_vasso.lagged`.
+
+    That keeps d_{t−1} as the direction of the perturbation, and gives it back as the
+    extra argument ``direction``. The average has its dtype, float32 or wider.
+    """
+    check_theta(theta)
+
+    def init_fn(params: PyTree) -> CarriedEmaState:
+        check_params(params)
+        return CarriedEmaState(step=jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: PyTree,
+        state: CarriedEmaState,
+        params: PyTree = None,
+        *,
+        direction: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, CarriedEmaState]:
+        del params, extra_args
+        check_state(state, CarriedEmaState, "carried_ema")
+        weight = newest_weight(state.step == 0, value_at(theta, state.step))
+        average = numerics.map_updates(
+            lambda g, d: _combine(weight, g, 1 - weight, d), updates, direction
+        )
+        return average, CarriedEmaState(step=optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 def friendly_noise(
     sigma: Hyperparameter, lmbda: Hyperparameter, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformation:

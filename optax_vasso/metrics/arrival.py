@@ -18,7 +18,7 @@ from optax_vasso._internal.checks import (
     require_params,
 )
 from optax_vasso._internal.trees import Report, collect_metrics
-from optax_vasso.steps.one_gradient import LaggedState
+from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
 PyTree = Any
 
@@ -96,7 +96,7 @@ def track_arrival(
     ) -> tuple[PyTree, ArrivalState]:
         require_params(params, "track_arrival")
         check_state(state, ArrivalState, "track_arrival")
-        before = state.optimizer_state.perturbation
+        before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
         missing = _projection(params, before) - state.expected
         arrived = 1 + missing / jnp.where(square == 0, 1, square)
@@ -109,7 +109,7 @@ def track_arrival(
             params,
             is_leaf=lambda u: u is None,
         )
-        expected = _projection(following, optimizer_state.perturbation)
+        expected = _projection(following, perturbation_of(optimizer_state))
         dtype = state.expected.dtype
         report = Report({"arrived": arrived.astype(dtype)})
         return new_updates, ArrivalState(

@@ -60,7 +60,7 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       >>> optimizer = lagged(optax.sgd(0.1), sam_perturb(rho=0.5))
       >>> updates, state = optimizer.update(params, optimizer.init(params), params)
       >>> params = optax.apply_updates(params, updates)
-      >>> print(params, state.perturbation)
+      >>> print(params, state.direction)
       [3. 4.] [0.3 0.4]
       >>> print(eval_params(state, params))
       [2.7 3.6]

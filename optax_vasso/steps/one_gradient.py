@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +12,16 @@ import optax
 
 from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
+    Hyperparameter,
     check_inexact,
     check_leaves,
+    check_not_negative,
     check_state,
     check_structure,
     check_transformation,
     is_left_out,
     require_params,
+    value_at,
 )
 from optax_vasso._internal.extra_args import (
     ValueFn,
@@ -33,25 +36,49 @@ PyTree = Any
 
 @of_ascent("ascent_state")
 class LaggedState(NamedTuple):
-    """State of :func:`optax_vasso.lagged`.
+    """State of :func:`lagged`; :func:`perturbation_of` reads ε_{t−1} out of it.
 
     Attributes:
-      perturbation: ε_{t−1}, by which the parameters are perturbed: like them, but in
-        float32 or wider, zero before the first step, and ``None`` where the ascent
-        chain perturbs nothing. For parameters of fewer than 32 bits it is y_t − x_t,
-        with what rounding made of x_t + ε_{t−1}.
+      step: updates so far, an int32 scalar: where ``rho`` is read.
+      direction: the last output of the ascent chain, with ``rho`` at norm one. Like the
+        parameters, but in float32 or wider, zero before the first step, and ``None``
+        where the chain perturbs nothing.
+      scale: ε_{t−1} over the direction, a float32 (under x64 float64) scalar: the last
+        ρ, or one without ``rho``.
+      norm: the 2-norm of the last output, likewise; one without ``rho``.
+      rounding: what rounding has added to x_t + ε_{t−1}: a tree like ``direction`` if
+        parameters have fewer than 32 bits, else of ``None``. Without ``rho`` the
+        direction holds it.
       ascent_state: the state of the ascent chain.
       optimizer_state: the state of the base optimizer.
     """
 
-    perturbation: PyTree
+    step: jax.Array
+    direction: PyTree
+    scale: jax.Array
+    norm: jax.Array
+    rounding: PyTree
     ascent_state: optax.OptState
     optimizer_state: optax.OptState
 
 
+class LaggedTransformation(optax.GradientTransformationExtraArgs):
+    """What :func:`lagged` returns: a transformation that can also move parameters.
+
+    ``move(updates, state, params, **extra_args)`` is ``update``, but returns the new
+    parameters in place of their updates. It needs one buffer like the parameters less:
+    x_{t+1} takes the place of y_t before ‖d_t‖ is known.
+    """
+
+    move: Callable[..., tuple[PyTree, LaggedState]]
+
+
 def lagged(
-    optimizer: optax.GradientTransformation, ascent: optax.GradientTransformation
-) -> optax.GradientTransformationExtraArgs:
+    optimizer: optax.GradientTransformation,
+    ascent: optax.GradientTransformation,
+    *,
+    rho: Hyperparameter | None = None,
+) -> LaggedTransformation:
     """Sharpness-aware training at one gradient per step, in any training loop.
 
     VaSSO's direction is an average over many steps, of which the newest gradient is a
@@ -93,21 +120,29 @@ def lagged(
         those of ``update``, ``perturbation`` (ε_{t−1}) and ``ascended`` (true). A
         ``value_fn`` is passed on as a function of x_t, perturbed as g_t is.
       ascent: a transformation whose output is added to the parameters. It receives
-        ε_{t−1} as the extra argument ``perturbation``, and a ``grad_fn`` if ``update``
-        was given one, for :func:`optax_vasso.clean_gradient`.
+        its own last output as the extra argument ``direction``, zero in the first step,
+        and a ``grad_fn`` if ``update`` was given one, for
+        :func:`optax_vasso.clean_gradient`.
+      rho: if given, the output of ``ascent`` counts as a direction only, to which ε_t
+        is parallel with the 2-norm ρ: a number >= 0, a schedule of the step, or a
+        traced scalar. It is what :func:`optax_vasso.sam_perturb` at the end of the
+        chain would give, for less memory.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
 
     Raises:
-      ValueError: if optimizer or ascent is no transformation; at ``init``, if the
-        parameters have no leaves, an integer leaf would be perturbed, or one of the two
-        is itself sharpness-aware; at ``update``, if ``params`` is missing, the tree has
-        changed, the parameters were averaged over a mapped axis and the perturbation
-        was not, or the state is not one of this transformation.
+      ValueError: if optimizer or ascent is no transformation, or rho is negative or not
+        finite; at ``init``, if the parameters have no leaves, an integer leaf would be
+        perturbed, or one of the two is itself sharpness-aware; at ``update``, if
+        ``params`` is missing, the tree has changed, the parameters were averaged over a
+        mapped axis and the perturbation was not, or the state is not one of this
+        transformation.
     """
     check_transformation("optimizer", optimizer)
     check_transformation("ascent", ascent)
+    if rho is not None:
+        check_not_negative("rho", rho)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
 
@@ -115,83 +150,111 @@ def lagged(
         check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        # Where the chain gives nothing there is nothing to keep.
-        perturbed, _ = jax.eval_shape(
+        given, _ = jax.eval_shape(
             lambda x, state: ascent.update(
-                x,
-                state,
-                x,
-                perturbation=x,
-                grad_fn=lambda _: x,
-                value=jnp.zeros(()),
+                x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())
             ),
             params,
             ascent_state,
         )
         # What a mask leaves out may be an integer, such as a quantized base.
         check_inexact(
-            jax.tree.map(lambda x, e: None if is_left_out(e) else x, params, perturbed)
+            jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
         )
+        # Where the chain gives nothing there is nothing to keep.
+        direction = jax.tree.map(
+            lambda x, d: None if is_left_out(d) else _zeros(x), params, given
+        )
+        rounds = rho is not None and any(
+            jax.tree.leaves(
+                jax.tree.map(
+                    lambda x, d: d is not None and numerics.has_few_bits(x),
+                    params,
+                    direction,
+                )
+            )
+        )
+        one = float(rho is None)
+        # On a mapped axis its scalars vary with the parameters from the start.
+        axes = mapped.varying_axes(params)
         return LaggedState(
-            perturbation=jax.tree.map(
-                lambda x, e: None if is_left_out(e) else _zeros(x), params, perturbed
+            step=mapped.vary(jnp.zeros((), jnp.int32), axes),
+            direction=direction,
+            scale=mapped.vary(numerics.state_scalar(one), axes),
+            norm=mapped.vary(numerics.state_scalar(one), axes),
+            rounding=jax.tree.map(
+                lambda x, d: _zeros(x) if rounds and d is not None else None,
+                params,
+                direction,
             ),
-            # On a mapped axis its scalars vary with the parameters from the start.
-            ascent_state=mapped.vary(ascent_state, mapped.varying_axes(params)),
+            ascent_state=mapped.vary(ascent_state, axes),
             optimizer_state=optimizer_state,
         )
 
-    def update_fn(
-        updates: PyTree, state: LaggedState, params: PyTree = None, **extra_args: Any
+    def advance(
+        moves: bool,
+        updates: PyTree,
+        state: LaggedState,
+        params: PyTree = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, LaggedState]:
         require_params(params, "lagged")
         check_state(state, LaggedState, "lagged")
-        check_structure(updates, state.perturbation, "lagged")
+        check_structure(updates, state.direction, "lagged")
+        before = perturbation_of(state)
         extra_args = with_synonyms(extra_args)
         grad_fn = gradient_fn(extra_args.pop("grad_fn", None), extra_args)
         for name in ("value_fn", "obj_fn"):
             if extra_args.get(name) is not None:
-                extra_args[name] = _perturbed(extra_args[name], state.perturbation)
+                extra_args[name] = _perturbed(extra_args[name], before)
         point = jax.tree.map(
-            lambda e, x: unperturbed(x, e),
-            perturbation_of(state),
-            params,
-            is_leaf=is_left_out,
+            lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
         )
-        perturbation, ascent_state = ascent.update(
+        output, ascent_state = ascent.update(
             updates,
             state.ascent_state,
             point,
-            **passing(extra_args, perturbation=state.perturbation, grad_fn=grad_fn),
+            **passing(
+                extra_args,
+                direction=_scaled(state.norm, state.direction),
+                grad_fn=grad_fn,
+            ),
         )
         step, optimizer_state = optimizer.update(
             updates,
             state.optimizer_state,
             point,
-            **passing(
-                extra_args,
-                perturbation=state.perturbation,
-                ascended=jnp.ones((), bool),
-            ),
+            **passing(extra_args, perturbation=before, ascended=jnp.ones((), bool)),
         )
-        # One tree of pairs, and two trees of it: the updates may hold None.
-        moves = jax.tree.map(
-            _move,
-            updates,
-            step,
-            perturbation,
-            state.perturbation,
+        (start,) = _by_leaf(
+            functools.partial(_start, moves), params, step, before, output
+        )
+        scale = norm = jnp.ones_like(state.scale)
+        if rho is not None:
+            scale = jnp.asarray(value_at(rho, state.step)).astype(scale.dtype)
+            output, norm, start = numerics.normalize_beside(output, start)
+        new, direction, rounding = _by_leaf(
+            functools.partial(_finish, moves, state.scale, scale),
             params,
-            is_leaf=lambda g: g is None,
+            step,
+            start,
+            output,
+            state.direction,
+            state.rounding,
         )
-        new_updates, new_perturbation = (
-            jax.tree.map(lambda move, i=i: move[i], moves, is_leaf=_is_move)
-            for i in range(2)
+        return new, LaggedState(
+            step=optax.safe_increment(state.step),
+            direction=direction,
+            scale=mapped.vary_like(scale, state.scale),
+            norm=mapped.vary_like(norm.astype(state.norm.dtype), state.norm),
+            rounding=rounding,
+            ascent_state=mapped.vary_like(ascent_state, state.ascent_state),
+            optimizer_state=optimizer_state,
         )
-        ascent_state = mapped.vary_like(ascent_state, state.ascent_state)
-        return new_updates, LaggedState(new_perturbation, ascent_state, optimizer_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    made = LaggedTransformation(init_fn, functools.partial(advance, False))
+    made.move = functools.partial(advance, True)
+    return made
 
 
 def perturbation_of(state: LaggedState) -> PyTree:
@@ -199,9 +262,12 @@ def perturbation_of(state: LaggedState) -> PyTree:
 
     A tree like the parameters, ``None`` or empty where they are not perturbed. The
     state may have any containers in place of those that ``init`` made: a restored one
-    has dictionaries and lists.
+    has dictionaries and lists. It may be many states, stacked along leading axes.
     """
-    return state.perturbation
+    perturbation = _scaled(state.scale, state.direction)
+    if not jax.tree.leaves(state.rounding):
+        return perturbation
+    return jax.tree.map(jnp.add, perturbation, state.rounding)
 
 
 def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
@@ -211,7 +277,7 @@ def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
     containers, such as the states of NNX, keep no field that is empty.
     """
     siblings = {"ascent_state", "optimizer_state"}
-    if "perturbation" not in fields or siblings.isdisjoint(fields):
+    if not {"direction", "scale"} <= fields.keys() or siblings.isdisjoint(fields):
         return None
     values: list[Any] = [fields.get(name) for name in LaggedState._fields]
     return LaggedState(*values)
@@ -234,34 +300,81 @@ def unperturbed(param: Any, perturbation: Any) -> Any:
     return (wide - perturbation).astype(param.dtype)
 
 
-class _Move(NamedTuple):
-    """What becomes of one leaf: its update and its perturbation."""
+def _by_leaf(
+    function: Callable[..., tuple[Any, ...]], params: PyTree, *trees: PyTree
+) -> tuple[PyTree, ...]:
+    """Trees of the results of a function of each parameter and its leaf in each tree.
 
-    update: jax.Array | None
-    perturbation: jax.Array | None
+    The leaves of these trees may be ``None``.
+    """
+    structure: Any = jax.tree.structure(params)
+    rows = zip(
+        jax.tree.leaves(params), *map(structure.flatten_up_to, trees), strict=True
+    )
+    columns = zip(*(function(*row) for row in rows), strict=True)
+    return tuple(structure.unflatten(column) for column in columns)
 
 
-def _is_move(node: Any) -> bool:
-    return isinstance(node, _Move)
+def _start(
+    moves: bool, param: jax.Array, step: Any, before: Any, output: Any
+) -> tuple[jax.Array | None]:
+    """What ε_t is to be added to: x_{t+1}, or where an update is wanted x_{t+1} − y_t.
+
+    Both in the precision of ε, however few bits the step has.
+    """
+    if is_left_out(before) or is_left_out(output):
+        return (None,)
+    start = -before if step is None else step.astype(before.dtype) - before
+    if moves or numerics.has_few_bits(param):
+        start = param.astype(before.dtype) + start
+    return (start,)
 
 
-def _move(grad: Any, step: Any, new: Any, old: Any, param: jax.Array) -> _Move:
-    """From y = x + ε to the same of the next step."""
-    if grad is None or is_left_out(old):
-        return _Move(step, old)
-    new = old if is_left_out(new) else new.astype(old.dtype)
+def _finish(
+    moves: bool,
+    last_scale: jax.Array,
+    scale: jax.Array,
+    param: jax.Array,
+    step: Any,
+    start: Any,
+    output: Any,
+    last: Any,
+    rounding: Any,
+) -> tuple[Any, Any, Any]:
+    """A new parameter or its update, the new direction and the new rounding."""
+    if start is None:
+        new = param if moves else None
+        if step is not None:
+            new = optax.apply_updates(param, step) if moves else step
+        if is_left_out(last):
+            return new, last, rounding
+        # Where the chain had no gradient the perturbation stays what it was.
+        kept = last_scale / jnp.where(scale == 0, 1, scale)
+        return new, _scaled(kept, last), rounding
+    direction = output.astype(last.dtype)
+    target = start + _scaled(scale, direction)
     if not numerics.has_few_bits(param):
-        change = new - old
-        update = change if step is None else step + change.astype(step.dtype)
-        return _Move(update, new)
-    wide = param.astype(old.dtype)
-    clean = wide - old
-    if step is not None:
-        clean = clean + step.astype(clean.dtype)
-    update = numerics.round_to(clean + new - wide, param.dtype)
+        return target.astype(param.dtype), direction, rounding
+    wide = param.astype(target.dtype)
+    update = numerics.round_to(target - wide, param.dtype)
     # The sum that the training loop will form, with its rounding.
     there = numerics.round_to(wide + update, param.dtype)
-    return _Move(update.astype(param.dtype), there - clean)
+    new = (there if moves else update).astype(param.dtype)
+    if rounding is None:
+        return new, direction + (there - target), None
+    return new, direction, there - target
+
+
+def _scaled(scale: PyTree, tree: PyTree) -> PyTree:
+    """A tree times a scalar, or many trees, stacked in front, times their scalars."""
+    (factor,) = map(jnp.asarray, jax.tree.leaves(scale))
+
+    def times(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        axes = (1,) * (leaf.ndim - factor.ndim)
+        return factor.reshape(factor.shape + axes).astype(leaf.dtype) * leaf
+
+    return jax.tree.map(times, tree)
 
 
 def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:

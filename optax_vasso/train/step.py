@@ -202,6 +202,8 @@ def build_train_step(
         update = optimizer.update
     else:
         update = optax.with_extra_args_support(optimizer).update
+    # What moves the parameters itself needs less memory for it.
+    move = getattr(optimizer, "move", None)
 
     def train_step(
         state: TrainState, batch: PyTree
@@ -260,7 +262,7 @@ def build_train_step(
                 f"gradient=synchronized({apart[0]!r}), or average the loss by "
                 f"jax.lax.pmean(loss, {apart[0]!r})."
             )
-        updates, opt_state = update(
+        new, opt_state = (move or update)(
             grads,
             # An optimizer that is not asked on this step has nothing to report of it.
             clear_metrics(state.opt_state),
@@ -291,7 +293,7 @@ def build_train_step(
             ours["aux"] = aux
         new_state = TrainState(
             step=optax.safe_increment(state.step),
-            params=optax.apply_updates(state.params, updates),
+            params=new if move else optax.apply_updates(state.params, new),
             opt_state=opt_state,
             model_state=model_state,
             key=state.key,

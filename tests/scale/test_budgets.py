@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import budgets
+from benchmarks import budgets, peaks
 
 ROOT = Path(__file__).parents[2]
 KEPT = json.loads(budgets.PATH.read_text())
@@ -98,3 +98,26 @@ def test_fsdp_sends_only_scalars_beyond_plain_gradients(rows, name, gradients, k
     assert rows[name][f"fsdp {kind}: gradients"] <= gradients * plain + 1e-3
     if kind == "all-gather":
         assert plain > 0
+
+
+@pytest.mark.parametrize("network", peaks.LAGGED)
+def test_what_a_lagged_step_holds_beside_its_base(rows, network):
+    """In copies of the parameters, of which the state is one.
+
+    Through Optax no less than max(1, 2 − A) is possible, A the temporary memory of the
+    base optimizer: y and two of ε, d and the gradient outlast the norm.
+    """
+    base = rows[f"{network}: SGD"]["peak"]
+    lagged = f"{network}: lagged VaSSO"
+    through_optax, in_train_step = peaks.LAGGED[network]
+    assert rows[lagged]["peak"] - base <= through_optax
+    assert rows[f"{lagged}, make_train_step"]["peak"] - base <= in_train_step
+
+
+@pytest.mark.parametrize(
+    ("method", "copies"), [("GSAM", 0.25), ("LookSAM, k = 5", 1.01)]
+)
+def test_what_a_method_holds_beside_the_same_in_plain_lines(rows, method, copies):
+    """Of GSAM two leaves of eight, for a second pass where the first overflows."""
+    ours, plain = (rows[f"{method}, 512 × 8{how}"]["peak"] for how in ("", ", plainly"))
+    assert ours - plain <= copies

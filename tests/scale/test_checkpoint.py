@@ -534,7 +534,7 @@ def test_a_missing_description_is_one_sentence(saved):
 def test_a_state_of_another_type_is_refused(tmp_path, first, second):
     store = checkpoint.checkpoints(tmp_path, CONFIG)
     store.save(a_state(first, step=1))
-    with pytest.raises(ValueError, match=r"ascent_state.*: \w+State there, \w+State"):
+    with pytest.raises(ValueError, match=r"ascent_state.*: \w+ there, \w+ here"):
         store.restore(a_state(second))
     store.close()
 
