@@ -43,9 +43,11 @@ METHODS = {
     "SGD": lambda base: base,
     **RECIPES,
     "split SAM": lambda base: ov.sam(base, RHO),
-    "automatic SAM": ov.auto_sam,
+    "split SAM, held rise": lambda base: ov.sharpness_aware(
+        base, ov.ascent.hold_rise(ov.sam_perturb(1.0))
+    ),
 }
-MAKERS = {"split SAM": SPLIT, "automatic SAM": SPLIT}
+MAKERS = {"split SAM": SPLIT, "split SAM, held rise": SPLIT}
 # The others are divided over devices as one of these is, and compiling takes long.
 SHARDED = ("SGD", "SAM", "VaSSO", "lagged VaSSO", "Friendly SAM", "GSAM")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")

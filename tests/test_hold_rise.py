@@ -69,7 +69,7 @@ def test_what_is_forgotten_shortens_the_radius():
 
 def test_an_initialization_that_is_soon_forgotten_does_not_count():
     usual = losses(2.0, 1.5)
-    high = usual + np.where(np.arange(len(usual)) < 5, 10, 0).astype(np.float32)
+    high = usual + np.where(np.arange(len(usual)) < 10, 10, 0).astype(np.float32)
     radii = [follower(0.3, 1.0)(series)[1][0][-1] for series in (usual, high)]
     np.testing.assert_allclose(radii[1], radii[0], rtol=0.1)
 
@@ -131,13 +131,13 @@ def held(base=None, **options):
 
 def test_the_train_step_reports_radius_and_rise():
     _, rows = trained(held())
-    assert [row["rho"] for row in rows[:16]] == [0] * 15 + [np.float32(0.05)]
-    # From the sixteenth step on, moving averages.
+    assert [row["rho"] for row in rows[:31]] == [0] * 30 + [np.float32(0.05)]
+    # From the 31st step on, moving averages.
     start = np.median(
-        [np.mean([r["perturbed_loss"] for r in rows[i : i + 5]]) for i in (0, 5, 10)]
+        [np.mean([r["perturbed_loss"] for r in rows[i : i + 10]]) for i in (0, 10, 20)]
     )
     clean = perturbed = start
-    for row in rows[15:]:
+    for row in rows[30:]:
         clean += 0.03 * (row["loss"] - clean)
         perturbed += 0.03 * (row["perturbed_loss"] - perturbed)
     np.testing.assert_allclose(rows[-1]["rise"], perturbed - clean, rtol=1e-3)
@@ -152,9 +152,9 @@ def test_steps_without_an_ascent_say_nothing():
 
 
 def after_the_start(ascent, params):
-    """The state after fifteen steps on an unchanging gradient and loss."""
+    """The state after thirty steps on an unchanging gradient and loss."""
     state = ascent.init(params)
-    for _ in range(15):
+    for _ in range(30):
         _, state = ascent.update(params, state, params, value=1.0)
         state = tell_loss(state, jnp.ones(()))
     return state

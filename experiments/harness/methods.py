@@ -203,9 +203,7 @@ METHODS = {
         "p",
         1,
         {},
-        lambda b, h, s: ov.sharpness_aware(
-            b, ov.ascent.hold_rise(ov.sam_perturb(1.0))
-        ),
+        lambda b, h, s: ov.sharpness_aware(b, ov.ascent.hold_rise(ov.sam_perturb(1.0))),
         ov.train.split_batch,
     ),
     "momentum_sam": Method(

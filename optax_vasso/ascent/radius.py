@@ -23,7 +23,7 @@ PyTree = Any
 # The loss of a model that knows nothing is the median of the means of the first three
 # blocks of losses: one extreme block does not count, nor does the fall from an
 # initialization that is worse than knowing nothing.
-BLOCK = 5
+BLOCK = 10
 START = 3 * BLOCK
 NEWEST = 0.03  # weight of a loss in the moving averages
 FAR = 3.0  # how far an extreme loss is from its average at most, in losses so far seen
@@ -114,7 +114,7 @@ def hold_rise(
         B − A = rise · (S − A)
 
     where S is the loss of knowing nothing: the median of the mean losses of steps 1 to
-    5, 6 to 10 and 11 to 15, which are not perturbed. A perturbation that undoes
+    10, 11 to 20 and 21 to 30, which are not perturbed. A perturbation that undoes
     learning becomes shorter. Neither a constant added to the loss nor its scale
     matters. It takes a few hundred steps to find a radius.
 
@@ -151,7 +151,7 @@ def hold_rise(
       ... )
       >>> step = ov.make_train_step(loss_fn, optimizer, **ov.train.split_batch())
       >>> state = ov.init_train_state(jnp.zeros(4), optimizer)
-      >>> for _ in range(16):
+      >>> for _ in range(31):
       ...     state, metrics = step(state, jnp.eye(16, 4))
       >>> print(metrics["rho"])
       0.05

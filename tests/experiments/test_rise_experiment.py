@@ -1,11 +1,11 @@
-"""Automatic SAM beside SGD, SAM and split SAM on one small grid."""
+"""A held rise beside SGD, SAM and split SAM on one small grid."""
 
 import json
 
 import numpy as np
 import pytest
 
-from experiments import automatic
+from experiments import rise
 from experiments.harness import training
 
 
@@ -13,19 +13,19 @@ from experiments.harness import training
 def folder(tmp_path_factory):
     """The runs of the smoke test."""
     folder = tmp_path_factory.mktemp("runs")
-    assert automatic.main(["--smoke", "--runs", str(folder)]) == 0
+    assert rise.main(["--smoke", "--runs", str(folder)]) == 0
     return folder
 
 
 def test_every_method_is_searched_and_scored(folder):
-    found = json.loads((folder / "smoke/automatic.json").read_text())
+    found = json.loads((folder / "smoke/rise.json").read_text())
     assert found["finished"]
     rows = found["tasks"]["wine-50"]
-    assert list(rows) == list(automatic.RADII)
+    assert list(rows) == list(rise.RADII)
     for name, row in rows.items():
         assert len(row["values"]) == found["searches"] == 2
-        assert row["of_trainings"]["all"] == 2 * len(automatic.points(name))
-    assert (folder / "smoke/automatic.png").stat().st_size > 5000
+        assert row["of_trainings"]["all"] == 2 * len(rise.points(name))
+    assert (folder / "smoke/rise.png").stat().st_size > 5000
 
 
 def test_what_is_finished_is_not_done_again(folder, monkeypatch):
@@ -33,15 +33,22 @@ def test_what_is_finished_is_not_done_again(folder, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(training, "train", train)
-    assert automatic.main(["--smoke", "--runs", str(folder)]) == 0
+    assert rise.main(["--smoke", "--runs", str(folder)]) == 0
 
 
 def test_a_search_is_scored_on_the_seeds_that_did_not_pick():
     validation = np.array([[1.0, 3.0], [2.0, 2.0]])
     test = np.array([[10.0, 20.0], [30.0, 40.0]])
     # The first seed picks the second point, the second seed the first.
-    assert automatic.search(validation, test) == [40.0, 10.0]
+    assert rise.search(validation, test) == [40.0, 10.0]
 
 
 def test_only_methods_with_a_radius_have_one_to_search():
-    assert [len(automatic.points(name)) for name in automatic.RADII] == [6, 18, 18, 6]
+    assert [len(rise.points(name)) for name in rise.RADII] == [
+        6,
+        18,
+        18,
+        6,
+        6,
+        6,
+    ]

@@ -123,10 +123,10 @@ def test_what_a_method_holds_beside_the_same_in_plain_lines(rows, method, copies
     assert ours - plain <= copies
 
 
-@pytest.mark.parametrize("name", ["split SAM", "automatic SAM"])
+@pytest.mark.parametrize("name", ["split SAM", "split SAM, held rise"])
 def test_two_parts_of_a_batch_are_one_gradient_of_it(rows, name):
-    # Beside it, ε is formed and added: some nine operations per parameter, which weigh on
-    # four examples per device what they never do on hundreds.
+    # Beside it, ε is formed and added: some nine operations per parameter, which is
+    # much beside four examples per device and little beside hundreds.
     parameters = 2 * budgets.WIDTH**2
     beyond = rows[name]["operations"] - rows["SGD"]["operations"]
     assert beyond < 10 * parameters
