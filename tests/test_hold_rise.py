@@ -25,7 +25,7 @@ def follower(rise, curvature):
         epsilon, state = ascent.update(GRADS, state, value=clean)
         rho = jnp.linalg.norm(epsilon)
         state = state.after(clean + curvature * rho**2 / 2)
-        return state, (state.metrics["rho"], state.metrics["rise"])
+        return state, (state.report.metrics["rho"], state.report.metrics["rise"])
 
     @jax.jit
     def run(losses):

@@ -17,7 +17,7 @@ from optax_vasso._internal.checks import (
     check_transformation,
     value_at,
 )
-from optax_vasso._internal.trees import FollowsLoss
+from optax_vasso._internal.trees import FollowsLoss, Report
 
 PyTree = Any
 # The loss of a model that knows nothing is the median of the means of the first three
@@ -42,7 +42,7 @@ class _HeldRise(NamedTuple):
     blocks: tuple[jax.Array, jax.Array, jax.Array]
     clean: jax.Array
     perturbed: jax.Array
-    metrics: dict[str, jax.Array]
+    report: Report
 
 
 class HeldRiseState(_HeldRise, FollowsLoss):
@@ -57,7 +57,7 @@ class HeldRiseState(_HeldRise, FollowsLoss):
       blocks: means of the first three blocks of losses.
       clean: the moving average of the loss at x_t, on the ascent's examples.
       perturbed: that of the loss at x_t + ε_t, on the descent's examples.
-      metrics: ``rho``, the radius of the last step, and ``rise``, the perturbed loss
+      report: ``rho``, the radius of the last step, and ``rise``, the perturbed loss
         minus the clean one, both averaged.
     """
 
@@ -94,7 +94,7 @@ class HeldRiseState(_HeldRise, FollowsLoss):
             blocks=(first, second, third),
             clean=clean,
             perturbed=perturbed,
-            metrics={**self.metrics, "rise": found},
+            report=Report({**self.report.metrics, "rise": found}),
         )
         usable = jnp.isfinite(self.newest) & jnp.isfinite(newest)
         return optax.tree.where(usable, after, self)
@@ -177,7 +177,7 @@ def hold_rise(
             blocks=(zeros[2], zeros[3], zeros[4]),
             clean=zeros[5],
             perturbed=zeros[6],
-            metrics={"rho": zeros[7], "rise": zeros[8]},
+            report=Report({"rho": zeros[7], "rise": zeros[8]}),
         )
 
     def update_fn(
@@ -206,7 +206,7 @@ def hold_rise(
             held_state=held_state,
             share=jnp.asarray(value_at(rise, state.step)).astype(dtype),
             newest=jnp.asarray(value).astype(dtype),
-            metrics={**state.metrics, "rho": rho},
+            report=Report({**state.report.metrics, "rho": rho}),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
