@@ -183,7 +183,9 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     figures.task_axis(axes[0, 0], [tasks.TITLES[task] for task in shown])
     axes[0, 0].axvline(0, color="black", linewidth=0.8)
     axes[0, 0].set_xlabel("gain over SGD: test accuracy (points)")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(
+        frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     figures.save(figure, path)
 
 
