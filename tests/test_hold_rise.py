@@ -249,7 +249,7 @@ def test_a_rise_is_not_negative(rise):
 
 def test_each_group_of_a_local_step_splits_its_own_examples(x64):
     params, batch = regression()
-    optimizer = ov.sam(optax.chain(ov.train.average_over("data"), optax.sgd(0.1)), 0.1)
+    optimizer = ov.sam(ov.train.average_over(optax.sgd(0.1), "data"), 0.1)
     step = ov.train.make_local_train_step(squares, optimizer, **split_batch())
     state, _ = step(ov.train.init_local_state(params, optimizer, 2), batch)
     gradients = []
