@@ -96,10 +96,14 @@ def split_batch(
             grad_fn = maker(loss_fn)
 
             def on_part(
-                params: PyTree, model_state: PyTree, batch: PyTree, key: Any
+                params: PyTree,
+                model_state: PyTree,
+                batch: PyTree,
+                key: jax.Array | None,
+                clean: PyTree | None = None,
             ) -> Any:
                 part = _part(_check_splits(batch), exact, ascends)
-                return grad_fn(params, model_state, part, key)
+                return grad_fn(params, model_state, part, key, clean)
 
             return on_part
 

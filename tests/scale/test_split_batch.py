@@ -65,7 +65,7 @@ def test_a_split_step_is_written_out(x64, share, ascends):
 def test_every_example_is_in_exactly_one_part_and_the_share_is_the_nearest(
     examples, share
 ):
-    def seen(params, model_state, batch, key):
+    def seen(params, model_state, batch, key, clean=None):
         return jnp.sum(params * batch), (model_state, batch)
 
     makers = split_batch(share)
@@ -77,7 +77,7 @@ def test_every_example_is_in_exactly_one_part_and_the_share_is_the_nearest(
 
 
 def test_the_ascent_of_an_indivisible_batch_is_spread_evenly():
-    def seen(params, model_state, batch, key):
+    def seen(params, model_state, batch, key, clean=None):
         return jnp.sum(params * batch), (model_state, batch)
 
     ascent = split_batch(1 / 8)["ascent_gradient"](seen)
