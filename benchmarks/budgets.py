@@ -31,13 +31,23 @@ from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
 from benchmarks import measuring, peaks
-from benchmarks.optimizers import BASE, RECIPES
+from benchmarks.optimizers import BASE, RECIPES, RHO
 from experiments.harness import files
 
 PyTree = Any
 PATH = Path(__file__).with_name("budgets.json")
 DEVICES, WIDTH, EXAMPLES = 8, 128, 32
-METHODS = {"SGD": lambda base: base, **RECIPES}
+# Each of the eight devices has four examples, of which one is for the ascent.
+SPLIT = ov.train.split_batch(1 / 4)
+METHODS = {
+    "SGD": lambda base: base,
+    **RECIPES,
+    "split SAM": lambda base: ov.sam(base, RHO),
+    "split SAM, held rise": lambda base: ov.sharpness_aware(
+        base, ov.ascent.hold_rise(ov.sam_perturb(1.0))
+    ),
+}
+MAKERS = {"split SAM": SPLIT, "split SAM, held rise": SPLIT}
 # The others are divided over devices as one of these is, and compiling takes long.
 SHARDED = ("SGD", "SAM", "VaSSO", "lagged VaSSO", "Friendly SAM", "GSAM")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
@@ -77,6 +87,7 @@ def program(
     layers: int,
     layout: str,
     devices: int = DEVICES,
+    **makers: Any,
 ) -> tuple[Any, PyTree, int]:
     """A compiled step, its optimizer state, and the bytes of its parameters."""
     params = {f"layer{i}": jnp.ones((WIDTH, WIDTH)) / WIDTH for i in range(layers)}
@@ -96,7 +107,9 @@ def program(
         state = ov.init_train_state(params, optimizer)
         state = ov.train.shard_state(state, optimizer, mesh, specs)
         shardings = ov.train.state_shardings(state, optimizer, mesh, specs)
-        step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
+        step = ov.make_train_step(
+            loss_fn, optimizer, state_shardings=shardings, **makers
+        )
     compiled = step.lower(state, batch).compile()
     return compiled, state.opt_state, measuring.tree_bytes(params)
 
@@ -134,9 +147,10 @@ def sent(compiled: Any, size: int, layout: str) -> measuring.Measures:
 def measure() -> Iterator[tuple[str, measuring.Measures]]:
     """Every recipe and its figures."""
     for name, make in METHODS.items():
-        compiled, state, size = program(make(BASE), 2, "data")
+        makers = MAKERS.get(name, {})
+        compiled, state, size = program(make(BASE), 2, "data", **makers)
         row = measuring.counts(compiled)
-        deeper = program(make(BASE), 3, "data")[0].as_text().count(" = ")
+        deeper = program(make(BASE), 3, "data", **makers)[0].as_text().count(" = ")
         row |= {
             "instructions_per_leaf": deeper - row["instructions"],
             "state": round(measuring.tree_bytes(state) / size, 4),

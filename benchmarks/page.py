@@ -171,6 +171,23 @@ def compilation() -> str:
     return measured(load("scaling")["rows"], columns, "blocks ")
 
 
+def split_cost() -> str:
+    """A split step against SGD and SAM, by batches."""
+    rows = load("split_cost")["rows"]
+    problems = dict.fromkeys(name.rpartition(": ")[0] for name in rows)
+    lines = [
+        [
+            problem,
+            cell(rows[f"{problem}: split"]["operations / SGD"], "{:.3f}"),
+            cell(rows[f"{problem}: split"]["time / SGD"], "{:.2f}"),
+            cell(rows[f"{problem}: SAM"]["time / SGD"], "{:.2f}"),
+        ]
+        for problem in problems
+    ]
+    header = ["", "operations / SGD", "time / SGD", "SAM: time / SGD"]
+    return markdown(header, lines)
+
+
 def hessian_cost() -> str:
     """Lanczos against products."""
     columns = {
@@ -211,7 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
         made.__name__: made
         for made in (
             *(environments, budget, peaks, limits, digits, exponents, compilation),
-            *(hessian_cost, precision, accelerator),
+            *(split_cost, hessian_cost, precision, accelerator),
         )
     },
 }

@@ -19,6 +19,7 @@ from experiments import (
     lagged_feeding,
     radius,
     radius_warmup,
+    rise,
     sign,
     tasks,
 )
@@ -178,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "collapse_guard": lambda: markdown(
         *automatic.guard_cells(load("automatic")["guard"])
     ),
+    "rise": lambda: markdown(*rise.cells(load("rise"))),
     "label_noise": lambda: main_job("label_noise"),
     "label_noise_epochs": lambda: main_job("label_noise_epochs"),
     "radius_0.0005": lambda: heat_map("0.0005"),

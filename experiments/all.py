@@ -44,6 +44,7 @@ RUNS = (
     Run("answers", 5),
     Run("automatic_candidates", 700),
     Run("automatic", 1300),
+    Run("rise", 600),
     Run("choosing_rho", 5),
     Run("radius_digits-75", 100, "radius"),
     Run("radius_along_digits-75", 100, "radius", ALONG),

@@ -18,8 +18,10 @@ from experiments.harness import command_line, files
 from experiments.harness.progress import duration
 
 PUBLISHED = Path(__file__).parents[1] / "results"
-# Those that choose their own radius are measured by ``experiments.automatic``.
-COMPARED = [name for name in command_line.METHOD_LABELS if "auto_" not in name]
+# Those that choose their own radius are measured by ``experiments.automatic``, those on
+# split batches by ``experiments.rise``.
+APART = ("auto_vasso", "auto_lagged_vasso", "split_sam", "held_rise")
+COMPARED = [name for name in command_line.METHOD_LABELS if name not in APART]
 # The simpler tasks leave out the methods that are least like the others.
 FEWER = (
     "sgd",

@@ -60,6 +60,8 @@ HYPERPARAMETERS = {
     "patience": [
         make(ov.ascent.collapse_guard, ASCENT, 1.0, patience=v) for v in (-1, 2.5, NAN)
     ],
+    "rise": [make(ov.ascent.hold_rise, ASCENT, value) for value in (-0.1, NAN)],
+    "share": [make(ov.train.split_batch, value) for value in (0, 1, NAN, None)],
     "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
     "eta": [

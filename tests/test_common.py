@@ -39,14 +39,23 @@ def _vasso_and(perturb, *descent, **options):
 
 
 def _with_a_loss(optimizer, loss=0.5):
-    """An optimizer that needs the loss, in a loop that does not pass it."""
+    """An optimizer that needs both losses, in a loop that does not pass them."""
 
     def update(updates, state, params=None, **extra_args):
+        grad_fn = extra_args.get("grad_fn")
+        if grad_fn is not None:
+            extra_args["grad_fn"] = lambda x: _with_value(grad_fn(x), updates, loss)
         return optimizer.update(
             updates, state, params, **{"value": jnp.asarray(loss), **extra_args}
         )
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _with_value(result, like, loss):
+    """What a ``grad_fn`` returns, with a loss if there is none."""
+    alone = jax.tree.structure(result) == jax.tree.structure(like)
+    return (jnp.asarray(loss), result) if alone else result
 
 
 # Each maps an optimizer and a radius to a transformation.
@@ -69,6 +78,10 @@ RECIPES = {
     ),
     "auto_lagged_buffered": lambda optimizer, rho=0.1: _with_a_loss(
         ov.auto_lagged_vasso(optimizer, ceiling=2.0, rho=rho)
+    ),
+    # Its radius is not the one asked for: none at the start, then 0.05.
+    "held_rise": lambda optimizer, rho=0.1: _with_a_loss(
+        ov.sharpness_aware(optimizer, ov.ascent.hold_rise(ov.sam_perturb(1.0)))
     ),
     "single_step_sam": ov.single_step_sam,
     "momentum_sam": functools.partial(ov.momentum_sam, rho=0.1),

@@ -26,6 +26,8 @@ METHOD_LABELS = {
     "lagged_vasso": "lagged VaSSO",
     "auto_vasso": "automatic VaSSO",
     "auto_lagged_vasso": "automatic lagged VaSSO",
+    "split_sam": "split SAM",
+    "held_rise": "split SAM, held rise",
     "momentum_sam": "Momentum-SAM",
     "single_step_sam": "single-step SAM",
 }

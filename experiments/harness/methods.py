@@ -68,6 +68,7 @@ class Method:
       own: the ranges of its own hyperparameters.
       make: (base optimizer, hyperparameters, seed) -> optimizer. Beside what is
         searched the hyperparameters have ``guessing``, the loss of guessing in nats.
+      makers: () -> the gradient makers of the train step, by its arguments.
     """
 
     label: str
@@ -76,6 +77,7 @@ class Method:
     gradients: float
     own: dict[str, Range]
     make: Callable[[optax.GradientTransformation, Hyperparameters, Any], Any]
+    makers: Callable[[], Any] = dict
 
     @property
     def space(self) -> dict[str, Range]:
@@ -185,6 +187,24 @@ METHODS = {
         1,
         {},
         lambda b, h, s: ov.auto_lagged_vasso(b, ceiling=h["guessing"]),
+    ),
+    "split_sam": Method(
+        "split SAM",
+        "#0072B2",
+        "d",
+        1,
+        {"rho": RHO._replace(high=10.0)},
+        lambda b, h, s: ov.sam(b, h["rho"]),
+        ov.train.split_batch,
+    ),
+    "held_rise": Method(
+        "split SAM, held rise",
+        "#009E73",
+        "p",
+        1,
+        {},
+        lambda b, h, s: ov.sharpness_aware(b, ov.ascent.hold_rise(ov.sam_perturb(1.0))),
+        ov.train.split_batch,
     ),
     "momentum_sam": Method(
         "Momentum-SAM",

@@ -225,6 +225,8 @@ class Program(NamedTuple):
 
 @functools.cache
 def _program(method: Method, network: Network, tilted: bool) -> Program:
+    makers = method.makers()
+
     def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
         own = {name: row[name] for name in ("guessing", "steps")}
         chosen = row["hyperparameters"] | own
@@ -248,13 +250,14 @@ def _program(method: Method, network: Network, tilted: bool) -> Program:
             return loss(params, indices) + optax.tree.vdot(slope, params)
 
         train_step = ov.make_train_step(
-            tilted_loss if tilted else loss, optimizer_of(row)
+            tilted_loss if tilted else loss, optimizer_of(row), **makers
         )
 
         def step(carry: Any, indices: jax.Array) -> tuple[Any, None]:
             state, gradients = carry
             state, metrics = train_step(state, indices)
-            second = jnp.asarray(metrics.get("ascended", False))
+            # Two parts of a batch are one gradient of it.
+            second = not makers and jnp.asarray(metrics.get("ascended", False))
             return (state, gradients + 1 + second), None
 
         return jax.lax.scan(step, carry, batches)[0]

@@ -32,6 +32,32 @@ class Report(NamedTuple):
     metrics: dict[str, Any]
 
 
+class FollowsLoss:
+    """A state of an ascent chain that is told the perturbed loss, after the ascent."""
+
+    __slots__ = ()
+
+    def after(self, perturbed_loss: jax.Array) -> Any:
+        """The state after an ascent that led to this loss."""
+        raise NotImplementedError
+
+
+def follows_loss(tree: PyTree) -> bool:
+    """Whether a state in the tree is to be told the perturbed loss."""
+    return bool(find_states(tree, FollowsLoss))
+
+
+def tell_loss(tree: PyTree, perturbed_loss: jax.Array) -> PyTree:
+    """The tree after an ascent, with the perturbed loss told to all who follow it."""
+    return jax.tree.map(
+        lambda node: (
+            node.after(perturbed_loss) if isinstance(node, FollowsLoss) else node
+        ),
+        tree,
+        is_leaf=lambda node: isinstance(node, FollowsLoss),
+    )
+
+
 def find_states(tree: PyTree, kind: type[State]) -> list[State]:
     """The states of one kind in a tree, outermost first, also those inside others."""
     return _find(tree, lambda node: isinstance(node, kind))

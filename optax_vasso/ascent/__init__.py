@@ -2,13 +2,15 @@
 
 An ascent chain is any :class:`optax.GradientTransformation` whose output is *added* to
 the parameters: filters of the gradient first, then one perturbation that gives the
-direction its length. What selects parameters or guards training wraps a whole chain.
+direction its length. What selects parameters, finds a radius or guards training
+wraps a whole chain.
 """
 
 from __future__ import annotations
 
 from optax_vasso.ascent.guard import collapse_guard
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
+from optax_vasso.ascent.radius import hold_rise
 from optax_vasso.ascent.select import masked_ascent, per_layer
 from optax_vasso.ascent.smoothing import friendly_noise, vasso_ema
 from optax_vasso.ascent.trained import trained_by
@@ -19,6 +21,7 @@ __all__ = [
     "collapse_guard",
     "fisher_perturb",
     "friendly_noise",
+    "hold_rise",
     "masked_ascent",
     "per_layer",
     "sam_perturb",

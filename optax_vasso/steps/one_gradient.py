@@ -29,7 +29,7 @@ from optax_vasso._internal.extra_args import (
     passing,
     with_synonyms,
 )
-from optax_vasso._internal.trees import check_not_nested, of_ascent
+from optax_vasso._internal.trees import check_not_nested, follows_loss, of_ascent
 
 PyTree = Any
 
@@ -150,6 +150,11 @@ def lagged(
         check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        if follows_loss(ascent_state):
+            raise ValueError(
+                "lagged knows no loss at unperturbed parameters, and the ascent has a "
+                "radius that follows from it: use sharpness_aware with split_batch()."
+            )
         given, _ = jax.eval_shape(
             lambda x, state: ascent.update(
                 x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())

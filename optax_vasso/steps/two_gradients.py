@@ -22,7 +22,13 @@ from optax_vasso._internal.checks import (
     tree_difference,
 )
 from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
-from optax_vasso._internal.trees import Report, check_not_nested, of_ascent
+from optax_vasso._internal.trees import (
+    Report,
+    check_not_nested,
+    follows_loss,
+    of_ascent,
+    tell_loss,
+)
 from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
@@ -221,14 +227,21 @@ def sharpness_aware(
         def ascend() -> tuple[PyTree, jax.Array, PyTree]:
             total = climb(first)
             grads, value = gradient_at(point(total), grad_fn, updates)
+            if value is None and follows_loss(ascent_state):
+                raise ValueError(
+                    "The ascent follows the perturbed loss and needs a grad_fn that "
+                    "returns it, got gradients alone: pass grad_fn = "
+                    "jax.value_and_grad(loss)."
+                )
             # With one ascent step it is known outside, and not carried through a cond.
             return grads, as_loss(value), () if ascent_steps == 1 else total
 
         def stay() -> tuple[PyTree, jax.Array, PyTree]:
             return updates, as_loss(0.0), () if ascent_steps == 1 else first
 
-        def as_loss(value: jax.typing.ArrayLike) -> jax.Array:
+        def as_loss(value: jax.typing.ArrayLike | None) -> jax.Array:
             dtype = state.report.metrics["perturbed_loss"].dtype
+            value = 0.0 if value is None else value
             return jnp.asarray(value).astype(dtype)
 
         ascended, gate_state = gate.update(
@@ -246,6 +259,10 @@ def sharpness_aware(
         else:
             descent, value, total = mapped.cond(ascended, ascend, stay)
         ascended = jnp.asarray(ascended)
+        if follows_loss(ascent_state):
+            # A step that did not ascend says nothing, and what is no number is ignored.
+            found = jnp.where(ascended, value, jnp.nan)
+            ascent_state = tell_loss(ascent_state, found)
         new_updates, optimizer_state = optimizer.update(
             descent,
             state.optimizer_state,
@@ -271,8 +288,8 @@ def sharpness_aware(
 
 def gradient_at(
     params: PyTree, grad_fn: GradFn, clean_grads: PyTree
-) -> tuple[PyTree, jax.Array]:
-    """Gradient, with the dtypes of the clean one, and value; 0 if there is none."""
+) -> tuple[PyTree, jax.Array | None]:
+    """Gradient, with the dtypes of the clean one, and value, if there is one."""
     try:
         result = grad_fn(params)
     except Exception as error:
@@ -284,7 +301,7 @@ def gradient_at(
             "optimizer, and choose what is perturbed by mask=."
         ) from error
     structure: Any = jax.tree.structure(clean_grads)
-    value = jnp.zeros(())
+    value = None
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
     aligned = _aligned(result, clean_grads)
     if aligned is None:

@@ -18,6 +18,7 @@ from optax_vasso.train.local import init_local_state, make_local_train_step
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
 from optax_vasso.train.scanned import apart
 from optax_vasso.train.signals import stop_signals
+from optax_vasso.train.split import split_batch
 from optax_vasso.train.step import TrainState, init_train_state, make_train_step
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "perturbed",
     "shard_batch",
     "shard_state",
+    "split_batch",
     "state_shardings",
     "stop_signals",
     "synchronized",

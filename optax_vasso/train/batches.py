@@ -154,9 +154,11 @@ def part_of_batch(
     """The gradient on a part of the batch: an ascent that costs less than a gradient.
 
     As ``ascent_gradient`` of :func:`optax_vasso.make_train_step`, it makes a step cost
-    1 + fraction gradients. VaSSO loses little by it, since it averages the ascent
-    gradient over steps. The examples taken are spread evenly, so that each device takes
-    the same share of a sharded batch.
+    1 + fraction gradients, and the descent sees the examples of the ascent again;
+    :func:`optax_vasso.train.split_batch` keeps them apart. Averaging the ascent over
+    steps does not make up for a small part: on digits with 75 % random labels VaSSO
+    reached 81.1 % on an eighth of the batch, SAM 83.0 %. The examples taken are spread
+    evenly, so that each device takes the same share of a sharded batch.
 
     Args:
       fraction: share of the examples, in [1e-6, 1].

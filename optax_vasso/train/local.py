@@ -94,6 +94,7 @@ def make_local_train_step(
     has_aux: bool = False,
     separate_keys: bool = False,
     gradient: GradientMaker = whole_batch,
+    ascent_gradient: GradientMaker | None = None,
 ) -> Step:
     """Compile a step in which each device ascends on its own part of the batch.
 
@@ -112,6 +113,8 @@ def make_local_train_step(
       has_aux: as in :func:`optax_vasso.make_train_step`.
       separate_keys: as in :func:`optax_vasso.make_train_step`.
       gradient: the gradient of one part.
+      ascent_gradient: that of the ascent, where it differs, as in
+        :func:`optax_vasso.make_train_step`.
 
     Returns:
       ``train_step(state, batch) -> (state, metrics)`` as in
@@ -131,6 +134,7 @@ def make_local_train_step(
         has_aux=has_aux,
         separate_keys=separate_keys,
         gradient=local_gradient(axis, gradient),
+        ascent_gradient=ascent_gradient and local_gradient(axis, ascent_gradient),
         axis_name=axis,
     )
 

@@ -16,6 +16,7 @@ from optax_vasso._internal.trees import (
     clear_metrics,
     collect_metrics,
     find_states,
+    follows_loss,
     merge_metrics,
 )
 from optax_vasso.steps.two_gradients import SharpnessAwareState
@@ -123,7 +124,8 @@ def make_train_step(
       gradient: what is differentiated, and on which examples, for instance
         :func:`optax_vasso.train.microbatched`.
       ascent_gradient: the same for the clean gradient of a sharpness-aware optimizer,
-        where it differs, for instance :func:`optax_vasso.train.part_of_batch`. Loss,
+        where it differs, for instance :func:`optax_vasso.train.part_of_batch`;
+        ``**split_batch()`` gives both (:func:`optax_vasso.train.split_batch`). Loss,
         model state and ``aux`` are then those of the examples of the ascent, and there
         is no ``sharpness`` among the metrics. A step whose gate is closed descends on
         this gradient.
@@ -152,9 +154,9 @@ def make_train_step(
       ValueError: if optimizer is no transformation or the loss has another signature;
         when the step is first called, if the loss returns something else than above,
         needs a key that the state does not have, ``ascent_gradient`` is given with an
-        optimizer that does not ascend, two metrics have one name, or, in
-        :func:`jax.shard_map`, the loss differs between devices that share their
-        parameters.
+        optimizer that does not ascend or missing with one that needs it, two metrics
+        have one name, or, in :func:`jax.shard_map`, the loss differs between devices
+        that share their parameters.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -250,6 +252,11 @@ def build_train_step(
             raise ValueError(
                 "ascent_gradient is given, but the optimizer takes no second gradient: "
                 "leave it out, or use a sharpness-aware optimizer."
+            )
+        if ascent_gradient is None and follows_loss(state.opt_state):
+            raise ValueError(
+                "The optimizer's radius follows the loss of examples that the ascent "
+                "did not see, and ascent_gradient is None: add **split_batch()."
             )
         (loss, (model_state, aux)), grads = evaluate(
             ascent_gradient or gradient, state.params, key

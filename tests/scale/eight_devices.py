@@ -124,6 +124,23 @@ def synchronized():
         lambda batch: ov.train.shard_batch(batch, mesh),
     )
     compare("vasso data microbatched", trajectory, reference)
+    # Every device splits its own four examples.
+    split_step = ov.make_train_step(loss_fn, optimizer, **ov.train.split_batch(0.25))
+    alone, _, _ = train(split_step, initial(optimizer))
+    trajectory, _, _ = train(
+        split_step,
+        ov.train.shard_state(initial(optimizer), optimizer, mesh),
+        lambda batch: ov.train.shard_batch(batch, mesh),
+    )
+    compare("vasso data split", trajectory, alone)
+    explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        trajectory, _, _ = train(
+            ov.make_train_step(gathered_loss, optimizer, **ov.train.split_batch(0.25)),
+            ov.train.shard_state(initial(optimizer), optimizer, explicit),
+            lambda batch: ov.train.shard_batch(batch, explicit),
+        )
+    compare("vasso explicit split", trajectory, alone)
     pmapped = jax.pmap(
         ov.make_train_step(loss_fn, optimizer, gradient=ov.train.synchronized("data")),
         axis_name="data",

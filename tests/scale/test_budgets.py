@@ -66,7 +66,7 @@ def test_a_figure_that_moves_is_found():
 
 @pytest.mark.parametrize(
     ("name", "gradients"),
-    [("SGD", 1), ("SAM", 2), ("VaSSO", 2), ("lagged VaSSO", 1)],
+    [("SGD", 1), ("SAM", 2), ("VaSSO", 2), ("lagged VaSSO", 1), ("split SAM", 2)],
 )
 def test_bytes_all_reduced_in_gradients(rows, name, gradients):
     # Beside gradients there are scalars: losses and metrics.
@@ -121,3 +121,14 @@ def test_what_a_method_holds_beside_the_same_in_plain_lines(rows, method, copies
     """Of GSAM two leaves of eight, for a second pass where the first overflows."""
     ours, plain = (rows[f"{method}, 512 × 8{how}"]["peak"] for how in ("", ", plainly"))
     assert ours - plain <= copies
+
+
+@pytest.mark.parametrize("name", ["split SAM", "split SAM, held rise"])
+def test_two_parts_of_a_batch_are_one_gradient_of_it(rows, name):
+    # Beside it, ε is formed and added: some nine operations per parameter, which is
+    # much beside four examples per device and little beside hundreds.
+    parameters = 2 * budgets.WIDTH**2
+    beyond = rows[name]["operations"] - rows["SGD"]["operations"]
+    assert beyond < 10 * parameters
+    for kind in budgets.KINDS[1:]:
+        assert rows[name][f"data {kind}: number"] == 0

@@ -16,6 +16,8 @@ SYNCHRONIZED = (
     "vasso explicit data",
     "vasso explicit fsdp",
     "vasso data microbatched",
+    "vasso data split",
+    "vasso explicit split",
     "vasso pmap",
 )
 LOCAL = (
