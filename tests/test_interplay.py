@@ -239,7 +239,9 @@ def test_partition_in_the_base_optimizer():
     )
 
 
-@pytest.mark.parametrize("recipe", [ov.sam, ov.vasso, ov.sampa])
+@pytest.mark.parametrize(
+    "recipe", [ov.sam, ov.vasso, functools.partial(ov.sampa, learning_rate=RATE)]
+)
 @pytest.mark.parametrize("around", ["partition", "masked"])
 def test_partition_and_masked_cannot_stand_around_two_gradients(recipe, around):
     """The loss cannot be computed from some of the parameters."""

@@ -102,7 +102,8 @@ def _is_any_axis_tracked() -> bool:
 
 
 def _axes(leaf: Any) -> frozenset[str]:
-    return _type_axes(jax.typeof(leaf))
+    # A model that nobody filtered has functions among its leaves.
+    return frozenset() if callable(leaf) else _type_axes(jax.typeof(leaf))
 
 
 def _type_axes(kind: Any) -> frozenset[str]:

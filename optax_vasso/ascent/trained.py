@@ -64,9 +64,12 @@ def trained_by(
         return structure.unflatten(_moves(optimizer, params))
 
     def mask(params: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(params)
+        # The functions of a model that nobody filtered are trained by no optimizer.
+        arrays = jax.tree.map(lambda x: None if callable(x) else x, params)
+        leaves, structure = jax.tree.flatten(arrays)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-        return read(jax.tree.structure(params), shapes)
+        trained = iter(jax.tree.leaves(read(structure, shapes)))
+        return jax.tree.map(lambda x: False if callable(x) else next(trained), params)
 
     return mask
 
