@@ -61,7 +61,8 @@ def masked_ascent(
 
     def select(params: PyTree, tree: PyTree, otherwise: Any) -> PyTree:
         return jax.tree.map(
-            lambda chosen, node: node if chosen else otherwise,
+            # None stays what it is: an update that nobody made.
+            lambda chosen, node: node if chosen or node is None else otherwise,
             broadcast_mask(mask, params),
             tree,
         )
