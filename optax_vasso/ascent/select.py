@@ -61,9 +61,10 @@ def masked_ascent(
 
     def select(params: PyTree, tree: PyTree, otherwise: Any) -> PyTree:
         return jax.tree.map(
-            # None stays what it is: an update that nobody made.
-            lambda chosen, node: node if chosen or node is None else otherwise,
+            # The functions of a model that nobody filtered stay where they are.
+            lambda chosen, x, node: node if chosen or callable(x) else otherwise,
             broadcast_mask(mask, params),
+            params,
             tree,
         )
 
