@@ -275,7 +275,7 @@ def test_an_argument_of_nobodys_is_refused_by_the_line_search():
 def test_gradients_may_come_in_the_containers_of_nnx(transform, steps):
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)
-    params = nnx.as_pure(state)
+    params = nnx.to_pure_dict(state)
 
     def loss(model):
         return jnp.mean(model(jnp.ones((4, 3))) ** 2)
