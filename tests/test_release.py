@@ -17,6 +17,7 @@ OURS = {"optax_vasso", "benchmarks", "examples", "experiments", "release", "test
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "haiku": "dm-haiku",
+    "haliax": "levanter",  # which is built on it
     "jaxlib": "jax",  # which pins it
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
@@ -65,7 +66,7 @@ def imported(folder):
         ("examples", ["examples"]),
         ("experiments", ["vision"]),
         ("benchmarks", ["test", "peers"]),
-        ("tests", ["test"]),
+        ("tests", ["test", "trainers"]),
         ("release", []),
     ],
 )
@@ -107,6 +108,24 @@ def test_the_description_of_an_index_has_no_relative_links_and_pictures():
 def test_a_relative_link_is_found(text):
     assert check.RELATIVE.search(text)
     assert not check.RELATIVE.search("[a](https://b.org/a.md)")
+
+
+def test_the_page_on_reliability_names_the_lower_bounds():
+    page = (ROOT / "docs/reliability.md").read_text()
+    optional = PROJECT["project"]["optional-dependencies"]
+    requirements = [
+        *PROJECT["project"]["dependencies"],
+        *optional["vision"],
+        *optional["checkpoint"],
+    ]
+    oldest = {name_of(r): r.partition(">=")[2] for r in requirements}
+    oldest["python"] = PROJECT["project"]["requires-python"].removeprefix(">=")
+    titles = {"orbax": "orbax-checkpoint"}
+    rows = re.findall(r"^\| (Python|JAX|Optax|Flax|NumPy|Orbax) \| (\S+) ", page, re.M)
+    assert len(rows) == 6
+    for title, version in rows:
+        name = title.lower()
+        assert version == oldest[titles.get(name, name)], title
 
 
 def test_the_version_is_the_same_everywhere():
