@@ -2,7 +2,7 @@
 
 On the transformer of 0.86 M parameters: the largest eigenvalue by ten Lanczos steps
 with full reorthogonalization, ours and matfree's where it is installed
-(``pip install matfree``), against ten products in one compiled loop. XLA's counts of
+(``pip install '.[peers]'``), against ten products in one compiled loop. XLA's counts of
 operations and of memory, and wall and processor times of runs that take turns, so that
 what else the machine does falls on all alike. Then the eigenvalues that both find of
 diagonal matrices whose Krylov space is complete before the last product. Writes the

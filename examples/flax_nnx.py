@@ -47,11 +47,11 @@ def train_step(network, optimizer, images, labels):
     graph, _, rest = nnx.split(network, nnx.Param, ...)
     # Arrays in place of variables: the first pass updates the variables, and merging
     # the arrays makes new ones.
-    rest = nnx.as_pure(rest)
+    rest = nnx.to_pure_dict(rest)
 
     def grad_fn(perturbed):
         copy = nnx.merge(graph, perturbed, rest)
-        return nnx.as_pure(nnx.grad(loss_fn)(copy, images, labels))
+        return nnx.to_pure_dict(nnx.grad(loss_fn)(copy, images, labels))
 
     grads = nnx.grad(loss_fn)(network, images, labels)
     optimizer.update(network, grads, grad_fn=grad_fn)

@@ -14,6 +14,9 @@ if OPTIMIZATIONS not in os.environ:
     os.environ[OPTIMIZATIONS] = "1"  # for the programs that tests start
     jax.config.update("jax_disable_most_optimizations", True)
 
+# What programs print is compared with what they should, and XLA's log is not of it.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # JAX's default
+
 # A vector that meets a matrix unasked is a bug here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -330,18 +330,18 @@ def spy(seen):
 
 
 def test_per_layer_and_masked_ascent_pass_extra_arguments_on():
-    """Whole, but for the perturbation, of which each leaf gets its own part."""
+    """Whole, but for the direction, of which each leaf gets its own part."""
     tree = {"a": jnp.ones(2), "b": jnp.zeros(3)}
-    extra = {"perturbation": {"a": jnp.full(2, 5.0), "b": jnp.full(3, 6.0)}, "value": 7}
+    extra = {"direction": {"a": jnp.full(2, 5.0), "b": jnp.full(3, 6.0)}, "value": 7}
     seen = []
     per_layer = ov.ascent.per_layer(spy(seen))
     per_layer.update(tree, per_layer.init(tree), tree, **extra)
     assert [call["value"] for call in seen] == [7, 7]
-    assert [float(call["perturbation"][0]) for call in seen] == [5.0, 6.0]
+    assert [float(call["direction"][0]) for call in seen] == [5.0, 6.0]
     seen.clear()
     masked = ov.ascent.masked_ascent(spy(seen), {"a": False, "b": True})
     masked.update(tree, masked.init(tree), tree, **extra)
     (call,) = seen
     assert call["value"] == 7
-    assert call["perturbation"]["a"] == optax.MaskedNode()
-    assert float(call["perturbation"]["b"][0]) == 6.0
+    assert call["direction"]["a"] == optax.MaskedNode()
+    assert float(call["direction"]["b"][0]) == 6.0

@@ -224,8 +224,8 @@ def test_nnx_passes_share_masks_and_update_statistics_once(gate):
     kept, expected = (nnx.state(n, nnx.BatchStat) for n in (network, clean))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        nnx.as_pure(kept),
-        nnx.as_pure(expected),
+        nnx.to_pure_dict(kept),
+        nnx.to_pure_dict(expected),
     )
     # One mask a step was drawn.
     assert network.dropout.rngs.count[...] == clean.dropout.rngs.count[...] == 2

@@ -275,7 +275,7 @@ def test_an_argument_of_nobodys_is_refused_by_the_line_search():
 def test_gradients_may_come_in_the_containers_of_nnx(transform, steps):
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)
-    params = nnx.as_pure(state)
+    params = nnx.to_pure_dict(state)
 
     def loss(model):
         return jnp.mean(model(jnp.ones((4, 3))) ** 2)
@@ -356,6 +356,10 @@ def test_a_scalar_in_a_batch_is_named():
         ov.train.make_local_train_step(quadratic, ov.sam(base))(state, batch)
 
 
+@pytest.mark.skipif(
+    jax.default_backend() == "cpu" and jax.__version_info__ < (0, 10, 2),
+    reason="on a CPU, XLA aborts where host memory is returned to device memory",
+)
 @pytest.mark.parametrize("recipe", [ov.vasso, ov.lagged_vasso, lambda o: o])
 @pytest.mark.parametrize("part", ["opt_state", "params"])
 def test_a_state_may_be_kept_in_host_memory(recipe, part):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from experiments.vision import models
 from experiments.vision.models.pyramidnet import PyramidBottleneck, PyramidNet
@@ -96,8 +95,9 @@ def operand_dtypes(jaxpr, primitive):
     for equation in jaxpr.eqns:
         if equation.primitive.name == primitive:
             found |= {variable.aval.dtype.name for variable in equation.invars}
-        for inner in jaxprs_in_params(equation.params):
-            found |= operand_dtypes(inner, primitive)
+        for inner in jax.tree.leaves(equation.params):
+            if hasattr(inner, "eqns"):
+                found |= operand_dtypes(inner, primitive)
     return found
 
 

@@ -196,7 +196,7 @@ def test_flax_nnx_with_two_gradients():
         def grad_fn(arrays):
             perturbed = nnx.merge(graph, nnx.clone(params))
             nnx.update(perturbed, arrays)
-            return nnx.as_pure(nnx.grad(loss_fn)(perturbed))
+            return nnx.to_pure_dict(nnx.grad(loss_fn)(perturbed))
 
         optimizer.update(model, nnx.grad(loss_fn)(model), grad_fn=grad_fn)
 
