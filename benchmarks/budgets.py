@@ -57,11 +57,11 @@ TOLERANCE = 0.02  # of the same XLA: the number of cores moves a few instruction
 OTHER_TOLERANCE = 0.05  # of another XLA, for what is FIRM
 
 
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Number and bytes of the results of each kind of collective in a program."""
     found = dict.fromkeys(KINDS, (0, 0))
     pattern = rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\("
-    for shapes, kind in re.findall(pattern, hlo):
+    for shapes, kind in re.findall(pattern, text):
         number, total = found[kind]
         sizes = hlo.arrays(shapes)
         total += sum(size for _, size in sizes)
