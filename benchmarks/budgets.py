@@ -30,7 +30,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
-from benchmarks import measuring, peaks
+from benchmarks import hlo, measuring, peaks
 from benchmarks.optimizers import BASE, RECIPES, RHO
 from experiments.harness import files
 
@@ -51,26 +51,21 @@ MAKERS = {"split SAM": SPLIT, "split SAM, held rise": SPLIT}
 # The others are divided over devices as one of these is, and compiling takes long.
 SHARDED = ("SGD", "SAM", "VaSSO", "lagged VaSSO", "Friendly SAM", "GSAM")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
-SIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
 # What the mathematics and the sharding decide; the rest is XLA's choice as well.
 FIRM = ("operations", "state", "buffers", *KINDS)
 TOLERANCE = 0.02  # of the same XLA: the number of cores moves a few instructions
 OTHER_TOLERANCE = 0.05  # of another XLA, for what is FIRM
 
 
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Number and bytes of the results of each kind of collective in a program."""
     found = dict.fromkeys(KINDS, (0, 0))
     pattern = rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\("
-    for shapes, kind in re.findall(pattern, hlo):
+    for shapes, kind in re.findall(pattern, text):
         number, total = found[kind]
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        for dtype, dims in arrays:
-            count = 1
-            for size in filter(None, dims.split(",")):
-                count *= int(size)
-            total += count * SIZES[dtype]
-        found[kind] = number + len(arrays), total
+        sizes = hlo.arrays(shapes)
+        total += sum(size for _, size in sizes)
+        found[kind] = number + len(sizes), total
     return found
 
 

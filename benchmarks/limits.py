@@ -85,6 +85,16 @@ def bandwidth(size: int, rounds: int) -> list[float]:
     )
 
 
+def copy_bandwidth(size: int, rounds: int) -> list[float]:
+    """Gigabytes per second that a copy reads and writes, quartiles.
+
+    Of negatives, since XLA removes a copy.
+    """
+    run, _ = repeated(lambda x, _: -x, jnp.ones(size), ())
+    (seconds,) = measuring.interleaved({"copy": run}, rounds).values()
+    return measuring.quartiles(8e-9 * size * REPEATS / one for one in seconds)
+
+
 def matrix_throughput(width: int, dtype: Any, rounds: int) -> list[float]:
     """10⁹ operations per second of a product of square matrices, quartiles."""
     a = jnp.ones((width, width), dtype)

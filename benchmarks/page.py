@@ -1,9 +1,10 @@
-"""Write the tables and figures of docs/cost.md from the result files.
+"""Write the tables of docs/cost.md and docs/scaling.md from the result files.
 
     python -m benchmarks.page
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, NAME being one of
-TABLES; what has not been measured says so. Figures go to ``results/``.
+the page's in PAGES; what has not been measured says so. Figures of docs/cost.md go to
+``results/``.
 """
 
 import sys
@@ -14,7 +15,6 @@ from benchmarks import figures
 from benchmarks.stored import ROOT, Rows, load
 from experiments.harness.tables import fill, markdown
 
-PAGE = ROOT / "docs" / "cost.md"
 # Measure -> title of its column and format of its numbers.
 STEP_COLUMNS = {
     "operations": ("operations", "{:.4f}"),
@@ -62,7 +62,15 @@ def measured(rows: Rows, columns: dict[str, tuple[str, str]], prefix: str = "") 
 def environments() -> str:
     """Device, versions and date of each file."""
     rows = []
-    for name in ("budgets", "step_cost", "limits", "peers", "scaling", "accelerator"):
+    for name in (
+        "budgets",
+        "step_cost",
+        "limits",
+        "peers",
+        "scaling",
+        "layouts",
+        "accelerator",
+    ):
         try:
             found = load(name)["environment"]
         except FileNotFoundError:
@@ -210,11 +218,57 @@ def accelerator() -> str:
     columns = {
         "milliseconds": ("milliseconds", "{:.2f}"),
         "time / SGD": ("time / SGD", "{:.2f}"),
-        "share": ("share of the bandwidth", "{:.0%}"),
-        "images_per_s": ("images/s", "{:,.0f}"),
         "peak_bytes": ("peak bytes", "{:,.0f}"),
+        "host waits": ("host waits", "{}"),
+        "GB_per_s": ("GB/s", "{:,.0f}"),
+        "share": ("share of a copy's", "{:.0%}"),
+        "largest eigenvalue": ("largest eigenvalue", "{:.4g}"),
     }
     return measured(load("accelerator")["rows"], columns)
+
+
+def layouts() -> str:
+    """Collectives by mesh, and a billion parameters on 64 devices."""
+    rows = load("layouts")["rows"]
+    meshes = ("8", "4 × 2", "16 × 4")
+    large = "1 B on 16 × 4"
+
+    def sent(row: dict[str, Any]) -> str:
+        return f"{row['collectives']} + {row['scalars']}"
+
+    lines = []
+    for method in methods(rows):
+        row = rows[f"{large}: {method}"]
+        lines.append(
+            [
+                method,
+                *(sent(rows[f"{mesh}: {method}"]) for mesh in meshes),
+                cell(row["sent_MB"] / 1e3, "{:.1f}"),
+                cell(row["arguments_MB"], "{:,.0f}"),
+                cell(row["temporary_MB"], "{:,.0f}"),
+            ]
+        )
+    header = ["", *meshes, "1 B: GB sent", "MB of arguments", "MB of temporaries"]
+    return markdown(header, lines)
+
+
+def layouts_in_parts() -> str:
+    """Temporary memory in one part and in four microbatches."""
+    rows = load("layouts")["rows"]
+    meshes = [f"{mesh}{how}" for mesh in ("8", "16 × 4") for how in ("", " in 4 parts")]
+    lines = [
+        [
+            method,
+            *(cell(rows[f"{m}: {method}"]["temporary_MB"], "{:.1f}") for m in meshes),
+        ]
+        for method in methods(rows)
+    ]
+    return markdown(["MB", *meshes], lines)
+
+
+def methods(rows: Rows) -> list[str]:
+    """The methods of a table of layouts, in its order."""
+    return list(dict.fromkeys(name.split(": ")[1] for name in rows))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -234,9 +288,19 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+PAGES = {
+    ROOT / "docs" / "cost.md": TABLES,
+    ROOT / "docs" / "scaling.md": {
+        "layouts": layouts,
+        "layouts_in_parts": layouts_in_parts,
+    },
+}
+
+
 def main() -> None:
-    """Fill the page and draw the figures."""
-    PAGE.write_text(fill(PAGE.read_text(), TABLES))
+    """Fill the pages and draw the figures."""
+    for page, tables in PAGES.items():
+        page.write_text(fill(page.read_text(), tables))
     for path in figures.draw(ROOT / "results"):
         print(f"Wrote {path}", file=sys.stderr)
 

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import optax_vasso as ov
 from benchmarks import measuring, transformer
+from benchmarks.plain_networks import Problem
 from experiments.harness.command_line import positive_integer
 
 PyTree = Any
@@ -37,7 +38,7 @@ def mesh_of(count: int) -> jax.sharding.Mesh:
 def step_of(
     optimizer: Any,
     second_point: Any,
-    problem: transformer.Problem,
+    problem: Problem,
     mesh: jax.sharding.Mesh,
 ) -> Any:
     """A step whose second gradient follows the first, or is taken beside it.
@@ -102,9 +103,7 @@ def methods() -> dict[str, tuple[Any, Any]]:
     }
 
 
-def measure(
-    problem: transformer.Problem, count: int, rounds: int
-) -> dict[str, measuring.Measures]:
+def measure(problem: Problem, count: int, rounds: int) -> dict[str, measuring.Measures]:
     """All methods on a mesh of so many devices."""
     mesh = mesh_of(count)
     batch = jax.device_put(problem.batch, NamedSharding(mesh, P(("half", "data"))))

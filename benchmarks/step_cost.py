@@ -17,6 +17,7 @@ import optax
 
 from benchmarks import measuring, transformer
 from benchmarks.optimizers import ALL, BASE, Running, make_step
+from benchmarks.plain_networks import Problem
 from experiments.harness.command_line import positive_integer
 
 PyTree = Any
@@ -24,7 +25,7 @@ LEAST = "two gradients and the update"
 UNIT = "optax.contrib.sam, opaque"
 
 
-def two_gradients(problem: transformer.Problem) -> Callable[..., Any]:
+def two_gradients(problem: Problem) -> Callable[..., Any]:
     """Two gradients on two batches and one update by their sum."""
 
     def step(params: PyTree, state: PyTree, batch: jax.Array) -> tuple[PyTree, PyTree]:
@@ -37,7 +38,7 @@ def two_gradients(problem: transformer.Problem) -> Callable[..., Any]:
     return step
 
 
-def steps_of(problem: transformer.Problem) -> dict[str, tuple[Callable[..., Any], Any]]:
+def steps_of(problem: Problem) -> dict[str, tuple[Callable[..., Any], Any]]:
     """Name -> a step and what makes its first optimizer state."""
     found = {}
     for name, make in ALL.items():
@@ -62,7 +63,7 @@ def compiled_least(
 
 
 def measure(
-    problem: transformer.Problem, rounds: int, steps: int, repeats: int
+    problem: Problem, rounds: int, steps: int, repeats: int
 ) -> dict[str, measuring.Measures]:
     """Every method on one network."""
     size = measuring.tree_bytes(problem.params)

@@ -4,32 +4,16 @@ Next-byte cross-entropy on random bytes. Four blocks of width 128 have 0.86 M
 parameters, of width 256 3.3 M.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.plain_networks import Problem
 from experiments.harness.transformer import Transformer
 
 PyTree = Any
-
-
-class Problem(NamedTuple):
-    """A network to train.
-
-    Attributes:
-      name: width and batch, for tables.
-      params: initial parameters.
-      batch: bytes (batch, length + 1), int32.
-      loss_fn: (params, batch) -> mean cross-entropy in nats.
-    """
-
-    name: str
-    params: PyTree
-    batch: jax.Array
-    loss_fn: Callable[[PyTree, jax.Array], jax.Array]
 
 
 def transformer_problem(

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,25 @@ def test_a_result_file_names_device_versions_and_date(path):
     assert {"device", "cpu_count", "jax", "jaxlib", "optax", "date"} <= set(found)
 
 
-def test_the_tables_of_the_page_are_those_that_the_files_make():
-    text = page.PAGE.read_text()
-    assert tables.fill(text, page.TABLES) == text, "run python -m benchmarks.page"
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.stem)
+def test_the_tables_of_a_page_are_those_that_the_files_make(path):
+    text, made = path.read_text(), page.PAGES[path]
+    assert tables.fill(text, made) == text, "run python -m benchmarks.page"
     places = [match[2] for match in tables.PLACE.finditer(text)]
-    assert sorted(places) == sorted(page.TABLES)
+    assert sorted(places) == sorted(made)
+
+
+def test_the_accelerators_command_needs_nothing_but_jax_and_optax():
+    """The optional dependencies cannot even be imported."""
+    extras = ("flax", "sklearn", "rich", "matplotlib", "orbax", "torch", "haiku")
+    lines = (
+        "import sys",
+        f"sys.modules |= dict.fromkeys({extras})",
+        "import benchmarks.accelerator",
+        "found = benchmarks.accelerator.network('resnet', smoke=True)",
+        "found.loss_fn(found.params, found.batch)",
+    )
+    subprocess.run([sys.executable, "-c", "; ".join(lines)], check=True, cwd=ROOT)
 
 
 ROWS = {

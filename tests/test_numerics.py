@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 from problems import flat, random_tree
 
+import optax_vasso as ov
+from benchmarks.optimizers import BASE, RECIPES
 from optax_vasso._internal import numerics
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -132,3 +134,44 @@ def test_outside_of_jit_nothing_is_compiled_twice():
         assert compilations(2.0) == 0
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """What GPUs compute, computed here."""
+    monkeypatch.setattr(
+        numerics, "_without_waiting", lambda on_gpu, elsewhere, *args: on_gpu(*args)
+    )
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def test_gpus_find_the_same_at_the_ends_of_the_range(extreme, on_gpus):
+    test_normalized_extremes_have_length_one(extreme, jit=True)
+    # Both are powers of two away from the range, and the sums are of the same numbers.
+    unit, other = normalize(extreme), jax.tree.map(jnp.ones_like, extreme)
+    cosine_there = cosine(extreme, other)
+    rest_there = orthogonal_to(other, extreme)
+    assert float(cosine(unit, other)) == pytest.approx(float(cosine_there), abs=1e-6)
+    np.testing.assert_allclose(
+        flat(rest_there), flat(orthogonal_to(other, unit)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_gpus_keep_zeros_and_bad_entries(on_gpus):
+    assert float(norm([jnp.zeros(3)])) == 0
+    for bad in (np.nan, np.inf):
+        test_a_bad_entry_is_not_hidden(bad)
+    test_norm_is_finite_whenever_it_can_be()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_host_of_a_gpu_waits_for_a_norm(name):
+    """Before each round of a loop of unknown length it would."""
+    params = jnp.ones((4, 4))
+    optimizer = RECIPES[name](BASE)
+    step = ov.make_train_step(lambda w, x: jnp.mean((x @ w) ** 2), optimizer)
+    traced = step.trace(ov.init_train_state(params, optimizer), params)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.while" not in text

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 AxisName = str | tuple[str, ...]
@@ -49,6 +50,16 @@ def vary_like(tree: PyTree, like: PyTree) -> PyTree:
         like,
         is_leaf=lambda leaf: leaf is None,
     )
+
+
+def zeros_like(shape: jax.ShapeDtypeStruct, dtype: Any = None) -> jax.Array:
+    """Zeros of a type that :func:`jax.eval_shape` has found.
+
+    JAX's own fail where a mesh has an axis that is mapped and one that is not: the type
+    says over which axes it varies, and not on which mesh.
+    """
+    plain = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shape.sharding)
+    return _vary(jnp.zeros_like(plain, dtype), _type_axes(shape))
 
 
 def disagreement(
@@ -109,7 +120,9 @@ def _axes(leaf: Any) -> frozenset[str]:
 def _type_axes(kind: Any) -> frozenset[str]:
     # JAX has renamed the attribute, and pvary to pcast.
     axes = getattr(kind, "vma", None)
-    return kind.manual_axis_type.varying if axes is None else axes
+    if axes is None:
+        axes = getattr(kind.manual_axis_type, "varying", None)
+    return axes or frozenset()
 
 
 def _vary(leaf: Any, axes: frozenset[str]) -> Any:

@@ -227,15 +227,19 @@ def _scaled_dot(
 
     Scaled trees in the first XLA would store.
     """
-    _, product = jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (
-            jnp.zeros_like(carry[0]),
-            dot(_scaled(a, factor_a), _scaled(b, factor_b)),
-        ),
-        ((factor_a != 1) | (factor_b != 1), dot(a, b)),
-    )
-    return product
+
+    def in_one_pass() -> jax.Array:
+        return dot(_scaled(a, factor_a), _scaled(b, factor_b))
+
+    def in_a_loop() -> jax.Array:
+        _, product = jax.lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(carry[0]), in_one_pass()),
+            ((factor_a != 1) | (factor_b != 1), dot(a, b)),
+        )
+        return product
+
+    return _without_waiting(in_one_pass, in_a_loop)
 
 
 @_scaled_dot.defjvp
@@ -291,6 +295,20 @@ def _scaled_norm_beside(
     return _rescaled_norm(tree, beside)
 
 
+def _without_waiting(
+    on_gpu: Callable[..., Any], elsewhere: Callable[..., Any], *args: Any
+) -> Any:
+    """One of two computations of the same, by the platform that it is lowered for.
+
+    Before each round of a loop of unknown length the host of a GPU waits for the
+    device, and cannot send what follows ahead. There, arithmetic on what is read anyway
+    costs nothing; elsewhere a second pass that is hardly ever made costs less.
+    """
+    return jax.lax.platform_dependent(
+        *args, cuda=on_gpu, rocm=on_gpu, default=elsewhere
+    )
+
+
 @jax.custom_jvp
 def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
     """The same, with a derivative.
@@ -309,14 +327,19 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
     up, down = 2.0 ** (info.maxexp // 2 - 1), 2.0 ** (-2 * info.maxexp // 3)
     one = jnp.ones((), dtype)
 
-    def square_sum(factor: jax.Array | None = None) -> jax.Array:
+    def square_sum(
+        factor: jax.Array | None = None, *, is_known: bool = False
+    ) -> jax.Array:
         def of_leaf(leaf: jax.Array) -> jax.Array:
             leaf = widen(leaf, dtype)
             if factor is not None:
                 leaf = leaf * factor
-            if jnp.iscomplexobj(leaf):
-                return jnp.sum(leaf.real**2 + leaf.imag**2)
-            return jnp.sum(leaf * leaf)
+            parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+            if is_known:
+                # XLA would move the factor out of the square, where both overflow.
+                parts = [jnp.clip(part, -info.max, info.max) for part in parts]
+            first, *rest = (part * part for part in parts)
+            return jnp.sum(sum(rest, first))
 
         return _over_leaves(jnp.sum, of_leaf, tree)
 
@@ -324,17 +347,27 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
     is_large = total > float(info.max)
     again = is_large | (total < smallest)
     factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
-    beside, _, total = jax.lax.while_loop(
-        lambda carry: carry[1],
-        lambda carry: (
-            # What a loop leaves as it is does not pass through it, in JAX.
-            jax.lax.optimization_barrier(carry[0]),
-            # Like the predicate, and not just False: under shard_map it may vary.
-            jnp.zeros_like(carry[1]),
-            square_sum(factor),
-        ),
-        (beside, again, total),
-    )
+
+    def in_a_loop(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
+        beside, _, total = jax.lax.while_loop(
+            lambda carry: carry[1],
+            lambda carry: (
+                # What a loop leaves as it is does not pass through it, in JAX.
+                jax.lax.optimization_barrier(carry[0]),
+                # Like the predicate, and not just False: under shard_map it may vary.
+                jnp.zeros_like(carry[1]),
+                square_sum(factor),
+            ),
+            (beside, again, total),
+        )
+        return beside, total
+
+    def in_one_pass(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
+        less, more = (square_sum(f * one, is_known=True) for f in (down, up))
+        scaled = jnp.where(is_large, less, more)
+        return jax.lax.optimization_barrier((beside, jnp.where(again, scaled, total)))
+
+    beside, total = _without_waiting(in_one_pass, in_a_loop, beside, total)
     return jnp.sqrt(total), factor, beside
 
 

@@ -262,7 +262,7 @@ def track(
             lambda x: _take(chosen, Seen(x, x, x, x), states)[0], params
         )
         zeros, kept = (
-            jax.tree.map(jnp.zeros_like, shapes)
+            jax.tree.map(mapped.zeros_like, shapes)
             for _ in range(2)  # buffers of their own, to be donated once
         )
         return TrackState(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import (
     check_hyperparameter,
     check_integer,
@@ -422,7 +423,7 @@ def _is_float(leaf: Any) -> bool:
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
     """What microbatches are added to: at least in float32, sharded as they are."""
     narrow = _is_float(shape) and shape.dtype.itemsize < 4
-    return jnp.zeros_like(shape, dtype=jnp.float32 if narrow else None)
+    return mapped.zeros_like(shape, jnp.float32 if narrow else None)
 
 
 def _add(total: jax.Array, value: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_vasso._internal import mapped
 from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
 from optax_vasso.train.losses import LossFn
 
@@ -52,7 +53,7 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
                 return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(*args))
 
             # A loop whose condition XLA does not evaluate: it is left as it is.
-            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad_fn, *args))
+            nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, *args))
             start = (jnp.ones((), bool), nothing)
             return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]
 

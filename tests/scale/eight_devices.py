@@ -218,6 +218,18 @@ def local(vasso):
         initial(optimizer, ov.train.init_local_state, groups=8),
     )
     compare("local groups on one device", trajectory, reference)
+    # An axis that is mapped, and one that is left to the compiler.
+    grid = jax.make_mesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    gradients = {"microbatched": ov.train.microbatched(2), "apart": ov.train.apart()}
+    for name, gradient in gradients.items():
+        trajectory, _, _ = train(
+            ov.train.make_local_train_step(
+                loss_fn, optimizer, mesh=grid, gradient=gradient
+            ),
+            initial(optimizer, ov.train.init_local_state, groups=8, mesh=grid),
+            lambda batch: ov.train.shard_batch(batch, grid),
+        )
+        compare(f"local {name} on a grid", trajectory, reference)
     compare("local differs from synchronized", reference, vasso)
 
 

@@ -24,6 +24,8 @@ LOCAL = (
     "local mesh Auto",
     "local mesh Explicit",
     "local groups on one device",
+    "local microbatched on a grid",
+    "local apart on a grid",
 )
 
 

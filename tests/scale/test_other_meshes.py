@@ -1,0 +1,49 @@
+"""A run that was saved on one mesh goes on on any other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+HERE = Path(__file__).parent
+# Saved on 8 devices with FSDP; data × model.
+CASES = [
+    f"{recipe}, {mesh}"
+    for recipe in ("vasso", "lagged")
+    for mesh in ("4 × 2", "2 × 4", "2 × 2", "1 × 1")
+]
+
+
+@pytest.fixture(scope="module")
+def results(once, shared_folder):
+    def run():
+        done = subprocess.run(
+            [
+                *(sys.executable, str(HERE / "other_meshes.py")),
+                str(shared_folder / "other_meshes"),
+            ],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return once("other_meshes_results", run)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_state_comes_back_to_the_bit_and_lies_as_the_new_mesh_says(results, case):
+    assert results[case]["same bits"]
+    assert results[case]["placed"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_goes_on_as_on_the_first_mesh(results, case):
+    # float64 sums in another order.
+    assert results[case]["difference"] < 1e-12
