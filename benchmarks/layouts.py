@@ -4,8 +4,9 @@
 
 A decoder of GPT-2's shape with its layers in a scan and rematerialized, in float32,
 around AdamW: 3.4 M parameters on 8 devices (FSDP), on 4 × 2 and on 16 × 4 (FSDP ×
-tensor parallel), in one part and in four microbatches, and 1.0 billion parameters on 16 × 4.
-Steps are compiled for simulated CPU devices and never run, so that nothing varies.
+tensor parallel), in one part and in four microbatches, and 1.0 billion parameters on
+16 × 4. Steps are compiled for simulated CPU devices and never run, so that nothing
+varies.
 
 Bytes are megabytes of one device. ``collectives`` of tensors stand in the program, that
 is, once for all layers of the scan and all microbatches; ``sent`` are the bytes of
