@@ -29,6 +29,12 @@ BEFORE, AFTER = 200, 1500
 SPIKES = (1e30, np.inf, np.nan)
 
 
+# Were all the same, LookSAM would have nothing but roundings to store.
+CURVATURES = jax.tree.map(
+    lambda x: jnp.linspace(0.5, 2.0, x.size).reshape(x.shape), START
+)
+
+
 def kept_out(updates, params=None):
     del params
     return jax.tree.map(lambda u: jnp.clip(jnp.nan_to_num(u), -1, 1), updates)
@@ -49,7 +55,9 @@ def inside(make):
 def is_lagged(make):
     """Whether the loop's parameters are perturbed, and no update may be clipped."""
     state = make(SGD).init(START)
-    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, ov.steps.LaggedState))
+    nodes = jax.tree.leaves(
+        state, is_leaf=lambda n: isinstance(n, ov.steps.LaggedState)
+    )
     return any(isinstance(node, ov.steps.LaggedState) for node in nodes)
 
 
@@ -98,7 +106,7 @@ def run(optimizer, spikes, bad_entries):
         noise, factor = at
 
         def grad_fn(x):
-            clean = jax.tree.map(lambda x, n: x + 0.3 * n, x, noise)
+            clean = jax.tree.map(lambda x, n, h: h * x + 0.3 * n, x, noise, CURVATURES)
             value = 1.75 + 0.01 * optax.tree.sum(clean)
             spoiled = jax.tree.map(
                 lambda g, bad: jnp.where(bad, factor * g, g), clean, bad_entries

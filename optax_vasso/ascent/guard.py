@@ -61,7 +61,8 @@ def collapse_guard(
 
         clip((ceiling - l_t) / (margin * ceiling), 0, 1)
 
-    until it is. A training that learns within its first ``patience`` steps and does not
+    until it is. A loss that is not finite does not count, and one above ten ceilings
+    counts as ten. A training that learns within its first ``patience`` steps and does not
     fall back is not changed at all. Without patience and with a wide margin, the
     perturbation is in proportion to what the model has learned, as in
     :func:`optax_vasso.auto_vasso`. The guard costs three scalars.
@@ -150,8 +151,8 @@ def collapse_guard(
         )
         is_first = state.step == 0
         last = jnp.where(is_first, high, state.loss)
-        # One loss that is not finite must not stay in the average.
-        newest = jnp.where(jnp.isfinite(newest), newest, last)
+        # Neither one that is not finite nor one of 1e30 may stay in the average.
+        newest = jnp.where(jnp.isfinite(newest), jnp.minimum(newest, 10 * high), last)
         loss = jnp.where(is_first, newest, last + newest_share * (newest - last))
         learned = (high - loss) / (by * high)
         waited = jnp.where(learned > 1, 0, optax.safe_increment(state.waited))

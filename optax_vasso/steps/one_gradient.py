@@ -215,15 +215,19 @@ def lagged(
         point = jax.tree.map(
             lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
         )
+        last = _scaled(state.norm, state.direction)
         output, ascent_state = ascent.update(
             updates,
             state.ascent_state,
             point,
-            **passing(
-                extra_args,
-                direction=_scaled(state.norm, state.direction),
-                grad_fn=grad_fn,
-            ),
+            **passing(extra_args, direction=last, grad_fn=grad_fn),
+        )
+        # Out of the parameters nothing could be taken again that is not finite.
+        output = jax.tree.map(
+            lambda d, old: d if is_left_out(d) else numerics.finite_or(d, old),
+            output,
+            last,
+            is_leaf=is_left_out,
         )
         step, optimizer_state = optimizer.update(
             updates,
