@@ -155,13 +155,18 @@ def lagged(
                 "lagged knows no loss at unperturbed parameters, and the ascent has a "
                 "radius that follows from it: use sharpness_aware with split_batch()."
             )
-        given, _ = jax.eval_shape(
-            lambda x, state: ascent.update(
-                x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())
-            ),
-            params,
-            ascent_state,
-        )
+        try:
+            given, _ = jax.eval_shape(
+                lambda x, state: ascent.update(
+                    x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())
+                ),
+                params,
+                ascent_state,
+            )
+        except (TypeError, ValueError):
+            # It needs an argument that only the training loop has; if something else is
+            # wrong, update says so.
+            given = params
         # What a mask leaves out may be an integer, such as a quantized base.
         check_inexact(
             jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
