@@ -151,8 +151,40 @@ def test_three_bad_steps_are_forgotten(name):
     check(OPTIMIZERS[name]())
 
 
-@pytest.mark.parametrize("recipe", [ov.vasso, ov.friendly_sam, ov.lagged_vasso])
-def test_what_leaves_the_range_of_an_average_of_few_bits_is_left_out(recipe):
-    make = functools.partial(recipe, accumulator_dtype=jnp.float16)
-    where = inside if recipe is ov.lagged_vasso else around
-    check(where(make)(), rtol=1e-2)
+FEW_BITS = {
+    "vasso": around(functools.partial(ov.vasso, accumulator_dtype=jnp.float16)),
+    "friendly": around(
+        functools.partial(ov.friendly_sam, accumulator_dtype=jnp.float16)
+    ),
+    "lagged": inside(
+        lambda optimizer: ov.lagged(
+            optimizer,
+            optax.chain(
+                ov.vasso_ema(0.4, accumulator_dtype=jnp.float16), ov.sam_perturb(0.1)
+            ),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEW_BITS)
+def test_what_leaves_the_range_of_an_average_of_few_bits_is_left_out(name):
+    check(FEW_BITS[name](), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["vasso", "friendly_sam", "lagged_vasso", "sampa"])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_first_step_that_is_not_finite_is_forgotten_too(name, bad):
+    make = (inside if is_lagged(EVERY[name]) else around)(EVERY[name])
+    optimizer = make()
+    state, params = optimizer.init(START), START
+
+    def grad_fn(x):
+        return jax.tree.map(jnp.multiply, CURVATURES, x)
+
+    for factor in (bad, 1.0, 1.0):
+        grads = jax.tree.map(lambda g, f=factor: f * g, grad_fn(params))
+        updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+        params = optax.apply_updates(params, updates)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
+    assert optax.tree.norm(params) < optax.tree.norm(START)

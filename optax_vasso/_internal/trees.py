@@ -155,16 +155,6 @@ def map_ascent(
 
 def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
     """Raise a ValueError for states of a perturbed optimizer, or that were swapped."""
-    is_swapped = [
-        bool(_find(state, lambda node: type(node) in _PERTURBING))
-        for state in (ascent, optimizer)
-    ] == [False, True]
-    if is_swapped:
-        raise ValueError(
-            "optimizer contains a perturbation and ascent none, so that training would "
-            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
-            "sam_perturb(0.05))."
-        )
     for name, state in {"ascent": ascent, "optimizer": optimizer}.items():
         found = _find(
             state, lambda node: "ascent_state" in _ASCENDING.get(type(node), ())
@@ -176,6 +166,16 @@ def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
                 "it cannot be perturbed again: pass a plain base optimizer and a plain "
                 "ascent chain."
             )
+    is_swapped = [
+        bool(_find(state, lambda node: type(node) in _PERTURBING))
+        for state in (ascent, optimizer)
+    ] == [False, True]
+    if is_swapped:
+        raise ValueError(
+            "optimizer contains a perturbation and ascent none, so that training would "
+            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
+            "sam_perturb(0.05))."
+        )
 
 
 def _is_report(node: Any) -> bool:
