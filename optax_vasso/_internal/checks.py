@@ -37,7 +37,7 @@ def check_number(
     """The same for what takes no schedule.
 
     The number has to be allowed as it will be computed with, too: in float32 1e-40 is
-    zero, 1e39 infinite and 1 - 1e-9 one.
+    zero, 1e39 infinite and 1 − 1e-9 one.
     """
     if callable(value):
         raise ValueError(
@@ -66,7 +66,7 @@ def check_number(
         computed = dtype.type(value)
     if abs(computed) < jnp.finfo(dtype).tiny:  # XLA flushes it to zero
         computed = dtype.type(0)
-    if not is_allowed(computed) or (computed == 0 and value != 0):
+    if not is_allowed(computed):
         raise ValueError(
             f"{name} must be {allowed} in {dtype}, got {value!r}, which is {computed} "
             "there: pass a number that is in its range."
@@ -80,7 +80,7 @@ def value_at(hyperparameter: Hyperparameter, count: jax.Array) -> jax.typing.Arr
     """
     if not callable(hyperparameter):
         return hyperparameter
-    value = hyperparameter(count)
+    value: Any = hyperparameter(count)
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if (is_array and value.shape == ()) or isinstance(value, numbers.Real):
         return value

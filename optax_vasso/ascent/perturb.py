@@ -163,7 +163,10 @@ def asam_perturb(
     return _perturb(
         rho,
         perturbation,
-        check=lambda params: check_mask(rescaled, params, "rescaled"),
+        # False says that none is meant to be; a rule that finds none has been mistaken.
+        check=lambda params: (
+            rescaled is False or check_mask(rescaled, params, "rescaled")
+        ),
     )
 
 

@@ -347,7 +347,9 @@ def check_roles(state: Any, batch: PyTree) -> None:
     ]
     if not any(kind.ndim for kind in types):
         return
-    mesh = next((k.sharding.mesh for k in kinds if not k.sharding.mesh.empty), None)
+    mesh: Any = next(
+        (k.sharding.mesh for k in kinds if not k.sharding.mesh.empty), None
+    )
     for axis in () if mesh is None else mesh.explicit_axes:
         if mesh.shape[axis] > 1 and not any(
             axis in jax.tree.leaves(tuple(kind.sharding.spec)) for kind in kinds
