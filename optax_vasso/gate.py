@@ -7,11 +7,13 @@ instead of two; the averages of the ascent chain take in the clean gradient eith
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_vasso._internal import mapped, numerics
@@ -147,7 +149,7 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
         processes need the same seed, or they would not ascend together.
 
     Raises:
-      ValueError: if p is a number outside (0, 1].
+      ValueError: if p is a number outside (0, 1] or seed is no integer and no key.
 
     References:
       Li et al., `VASSO: Variance Suppression for Sharpness-Aware Minimization
@@ -155,6 +157,7 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
     """
     check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
 
+    _check_seed(seed)
     impl = _key_impl(seed)
 
     def init() -> BernoulliState:
@@ -272,6 +275,17 @@ def _root_mean_square(value: jax.Array, axis_name: tuple[str, ...]) -> jax.Array
 
 def _or_one(divisor: jax.Array) -> jax.Array:
     return jnp.where(divisor == 0, 1, divisor)
+
+
+def _check_seed(seed: Any) -> None:
+    is_array = isinstance(seed, jax.Array | np.ndarray)
+    if is_array and (is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
+        return
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise ValueError(
+            f"seed must be an integer or a random key, got {seed!r}: pass 0, or "
+            "jax.random.key(0)."
+        )
 
 
 def _key_impl(seed: int | jax.Array) -> Any:

@@ -22,7 +22,7 @@ import optax
 from optax_vasso import gate
 from optax_vasso._internal.checks import (
     Hyperparameter,
-    check_hyperparameter,
+    check_number,
     check_transformation,
 )
 from optax_vasso.ascent.guard import automatic_ascent
@@ -571,7 +571,7 @@ def momentum_sam(
       Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational
       Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    check_hyperparameter("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
+    check_number("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def theta(step: jax.Array) -> jax.Array:
         """The weights with which vasso_ema is v_t over the sum of its weights."""

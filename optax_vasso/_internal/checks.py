@@ -6,6 +6,7 @@ have no value yet, so they pass.
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,26 @@ def check_hyperparameter(
     name: str, value: Hyperparameter, allowed: str, is_allowed: Callable[[Any], bool]
 ) -> None:
     """Raise a ValueError if ``value`` is a number for which ``is_allowed`` fails."""
+    if not callable(value):
+        check_number(name, value, allowed, is_allowed)
+
+
+def check_number(
+    name: str,
+    value: jax.typing.ArrayLike,
+    allowed: str,
+    is_allowed: Callable[[Any], bool],
+) -> None:
+    """The same for what takes no schedule.
+
+    The number has to be allowed as it will be computed with, too: in float32 1e-40 is
+    zero, 1e39 infinite and 1 − 1e-9 one.
+    """
     if callable(value):
-        return
+        raise ValueError(
+            f"{name} must be {allowed}, got the function {name_of(value)}: it takes no "
+            "schedule, so pass a number."
+        )
     if isinstance(value, optax.GradientTransformation):
         raise ValueError(
             f"{name} must be {allowed}, got an optimizer: the optimizer is the first "
@@ -39,13 +58,45 @@ def check_hyperparameter(
         if isinstance(value, jax.core.Tracer):
             return
         value = value.item()
-    if not isinstance(value, numbers.Real) or not is_allowed(value):
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_real or not is_allowed(value):
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    with np.errstate(over="ignore", under="ignore"):
+        computed = dtype.type(value)
+    if abs(computed) < jnp.finfo(dtype).tiny:  # XLA flushes it to zero
+        computed = dtype.type(0)
+    if not is_allowed(computed):
+        raise ValueError(
+            f"{name} must be {allowed} in {dtype}, got {value!r}, which is {computed} "
+            "there: pass a number that is in its range."
+        )
 
 
 def value_at(hyperparameter: Hyperparameter, count: jax.Array) -> jax.typing.ArrayLike:
-    """The value of a number, an array or a schedule at a step."""
-    return hyperparameter(count) if callable(hyperparameter) else hyperparameter
+    """The value of a number, an array or a schedule at a step.
+
+    Raises a ValueError if a schedule returns anything but one number.
+    """
+    if not callable(hyperparameter):
+        return hyperparameter
+    value: Any = hyperparameter(count)
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    if (is_array and value.shape == ()) or isinstance(value, numbers.Real):
+        return value
+    found = f"an array of shape {value.shape}" if is_array else type(value).__name__
+    raise ValueError(
+        f"a schedule must return one number for a step, but {name_of(hyperparameter)} "
+        f"returns {found}: pass a function of the step, such as "
+        "optax.cosine_decay_schedule(0.1, 1000)."
+    )
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, also of one in :func:`functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def check_not_negative(name: str, value: Hyperparameter) -> None:
@@ -64,8 +115,13 @@ def check_integer(name: str, value: Any, low: int) -> None:
         return
     if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
         value = value.item()
-    if not isinstance(value, numbers.Integral) or value < low:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < low:
         raise ValueError(f"{name} must be an integer >= {low}, got {value!r}.")
+    if value >= 2**31:
+        raise ValueError(
+            f"{name} must be an integer < 2**31, as steps are, got {value!r}."
+        )
 
 
 def check_theta(theta: Hyperparameter) -> None:
@@ -75,7 +131,11 @@ def check_theta(theta: Hyperparameter) -> None:
 
 def check_accumulator_dtype(dtype: Any) -> None:
     """The dtype of an average is a real float dtype, or None for the parameters'."""
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
         raise ValueError(
             f"accumulator_dtype must be a float dtype such as jnp.float32, got "
             f"{dtype!r}; complex leaves get its complex twin."
@@ -89,10 +149,9 @@ def check_transformation(name: str, value: Any) -> None:
     ):
         return
     if callable(value):
-        found = getattr(value, "__name__", type(value).__name__)
         raise ValueError(
             f"{name} must be an optax.GradientTransformation, got the function "
-            f"{found}: call it, as in optax.sgd(0.1)."
+            f"{name_of(value)}: call it, as in optax.sgd(0.1)."
         )
     raise ValueError(
         f"{name} must be an optax.GradientTransformation, got {value!r}: make one, as "
@@ -127,6 +186,11 @@ def check_leaves(params: PyTree) -> None:
             f"params has no leaves ({params!r}): pass init the parameters to train."
         )
     for path, leaf in leaves:
+        if isinstance(leaf, str | bytes):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is text, {leaf!r}: pass init the "
+                "parameters alone."
+            )
         if callable(leaf):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} is a function: pass init the "
@@ -161,6 +225,15 @@ def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
     def compare(path: Any, update: Any, leaf: Any) -> None:
         if is_left_out(update) or is_left_out(leaf):
             return
+        if callable(update) and callable(leaf):
+            return  # of a model whose functions are among its leaves
+        if callable(update) or not jax.tree_util.all_leaves([leaf]):
+            what = f"the function {name_of(update)}" if callable(update) else "an array"
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} is {what}, and no gradient for "
+                f"the parameters {where} was initialized with: pass what "
+                "jax.grad(loss)(params) returns."
+            )
         if jnp.shape(update) != jnp.shape(leaf):
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {jnp.shape(update)}, "
@@ -212,6 +285,17 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
             f"({tree_difference(tree, params)}): pass a tree of booleans like the "
             "parameters, a prefix of one, or a function of them."
         ) from error
+
+
+def check_mask(mask: Any, params: PyTree, name: str = "mask") -> None:
+    """:func:`broadcast_mask` at ``init``; a ValueError if the mask chooses nothing."""
+    chosen = jax.tree.leaves(broadcast_mask(mask, params, name))
+    if jax.tree.leaves(params) and not any(chosen):
+        raise ValueError(
+            f"{name} is False for every one of the {len(chosen)} parameters: look at "
+            "their paths with jax.tree.leaves_with_path(params), or leave it out to "
+            "choose all."
+        )
 
 
 def _is_function(value: Any) -> bool:

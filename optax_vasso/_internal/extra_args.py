@@ -50,6 +50,13 @@ def gradient_fn(grad_fn: Any, extra_args: dict[str, Any]) -> Any:
     The gradient of complex parameters is conjugated, as Optax has it.
     """
     value_fn = extra_args.get("value_fn")
+    for name, function in {"grad_fn": grad_fn, "value_fn": value_fn}.items():
+        if function is not None and not callable(function):
+            raise ValueError(
+                f"{name} must be a function of the parameters, got a "
+                f"{type(function).__name__}: pass the function and not its result, as "
+                "in grad_fn = jax.grad(lambda params: loss(params, batch))."
+            )
     if grad_fn is not None or value_fn is None:
         return grad_fn
     names = list(_parameters(value_fn))[1:]

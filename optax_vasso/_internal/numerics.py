@@ -68,6 +68,16 @@ def map_updates(function: Callable[..., Any], updates: PyTree, *rest: PyTree) ->
     )
 
 
+def finite_or(newest: jax.Array, old: jax.Array) -> jax.Array:
+    """Entries that are finite in the dtype of ``old``, and those of ``old`` elsewhere.
+
+    One entry that is not finite would stay in an average for ever. Entry by entry, and
+    not by the verdict on a tree, this is fused into what reads the two anyway.
+    """
+    fits = jnp.isfinite(newest.astype(old.dtype))
+    return jnp.where(fits, newest, old.astype(newest.dtype))
+
+
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:
     """Cast each leaf of ``tree`` to the dtype of the same leaf of ``target``."""
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)

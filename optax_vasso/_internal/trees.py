@@ -16,6 +16,8 @@ PyTree = Any
 State = TypeVar("State")
 # Types of states, with those of their fields that belong to an ascent.
 _ASCENDING: dict[type, tuple[str, ...]] = {}
+# Types of states of what gives a perturbation its length.
+_PERTURBING: set[type] = set()
 
 
 class Report(NamedTuple):
@@ -119,6 +121,15 @@ def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
     return register
 
 
+def of_perturbation(kind: type[State]) -> type[State]:
+    """Register the state of what gives a perturbation its length.
+
+    Where one is in the place of the optimizer, the two were swapped.
+    """
+    _PERTURBING.add(kind)
+    return kind
+
+
 def map_ascent(
     on_ascent: Callable[[Any], Any], on_rest: Callable[[Any], Any], tree: PyTree
 ) -> PyTree:
@@ -142,9 +153,9 @@ def map_ascent(
     return jax.tree.map(at, tree, is_leaf=lambda node: type(node) in _ASCENDING)
 
 
-def check_not_nested(**states: PyTree) -> None:
-    """Raise a ValueError if one of the states is that of a perturbed optimizer."""
-    for name, state in states.items():
+def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
+    """Raise a ValueError for states of a perturbed optimizer, or that were swapped."""
+    for name, state in {"ascent": ascent, "optimizer": optimizer}.items():
         found = _find(
             state, lambda node: "ascent_state" in _ASCENDING.get(type(node), ())
         )
@@ -155,6 +166,16 @@ def check_not_nested(**states: PyTree) -> None:
                 "it cannot be perturbed again: pass a plain base optimizer and a plain "
                 "ascent chain."
             )
+    is_swapped = [
+        bool(_find(state, lambda node: type(node) in _PERTURBING))
+        for state in (ascent, optimizer)
+    ] == [False, True]
+    if is_swapped:
+        raise ValueError(
+            "optimizer contains a perturbation and ascent none, so that training would "
+            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
+            "sam_perturb(0.05))."
+        )
 
 
 def _is_report(node: Any) -> bool:

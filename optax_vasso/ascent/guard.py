@@ -13,6 +13,7 @@ from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
     check_integer,
+    check_number,
     check_params,
     check_state,
     check_transformation,
@@ -61,8 +62,9 @@ def collapse_guard(
 
         clip((ceiling - l_t) / (margin * ceiling), 0, 1)
 
-    until it is. A training that learns within its first ``patience`` steps and does not
-    fall back is not changed at all. Without patience and with a wide margin, the
+    until it is. A loss that is not finite does not count, and one above ten ceilings
+    counts as ten. A training that learns within its first ``patience`` steps and does
+    not fall back is not changed at all. Without patience and with a wide margin, the
     perturbation is in proportion to what the model has learned, as in
     :func:`optax_vasso.auto_vasso`. The guard costs three scalars.
 
@@ -86,7 +88,7 @@ def collapse_guard(
     Raises:
       ValueError: if ascent is no transformation or a number is out of its range; at
         ``init``, if the parameters have no leaves or an integer leaf; at ``update``, if
-        ``value`` is missing.
+        ``value`` is missing or no scalar.
 
     Examples:
       The second step near the loss of guessing is one too many here:
@@ -110,9 +112,9 @@ def collapse_guard(
     check_hyperparameter(
         "ceiling", ceiling, "a finite number > 0", lambda v: 0 < v < float("inf")
     )
-    check_hyperparameter("margin", margin, "in (0, 1)", lambda v: 0 < v < 1)
+    check_number("margin", margin, "in (0, 1)", lambda v: 0 < v < 1)
     check_integer("patience", patience, 0)
-    check_hyperparameter("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
+    check_number("weight", weight, "in (0, 1]", lambda v: 0 < v <= 1)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> CollapseGuardState:
@@ -140,6 +142,11 @@ def collapse_guard(
                 "collapse_guard needs the loss as value, got None: use "
                 "make_train_step, or call update(grads, state, params, value=loss)."
             )
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"value must be the scalar loss, got an array of shape "
+                f"{jnp.shape(value)}: average it over the batch."
+            )
         perturbation, guarded_state = ascent.update(
             updates, state.guarded_state, params, value=value, **extra_args
         )
@@ -150,8 +157,8 @@ def collapse_guard(
         )
         is_first = state.step == 0
         last = jnp.where(is_first, high, state.loss)
-        # One loss that is not finite must not stay in the average.
-        newest = jnp.where(jnp.isfinite(newest), newest, last)
+        # Neither one that is not finite nor one of 1e30 may stay in the average.
+        newest = jnp.where(jnp.isfinite(newest), jnp.minimum(newest, 10 * high), last)
         loss = jnp.where(is_first, newest, last + newest_share * (newest - last))
         learned = (high - loss) / (by * high)
         waited = jnp.where(learned > 1, 0, optax.safe_increment(state.waited))

@@ -24,18 +24,22 @@ from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
     broadcast_mask,
-    check_hyperparameter,
+    check_mask,
     check_not_negative,
+    check_number,
     check_params,
     check_state,
+    check_structure,
     require_params,
     value_at,
 )
+from optax_vasso._internal.trees import of_perturbation
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 
 
+@of_perturbation
 class PerturbState(NamedTuple):
     """State of a perturbation: the step at which a schedule of rho is read.
 
@@ -80,7 +84,7 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, equation 2.
     """
-    check_hyperparameter("p", p, "in (1, inf]", lambda v: v > 1)
+    check_number("p", p, "in (1, inf]", lambda v: v > 1)
 
     def perturbation(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
@@ -119,7 +123,7 @@ def asam_perturb(
 
     Raises:
       ValueError: if rho or eta is negative or not finite; at ``init`` and ``update``,
-        if rescaled has another structure than the parameters.
+        if rescaled has another structure than the parameters or chooses none of them.
 
     Examples:
       A weight of 4 is moved further than a weight of 3 by the same gradient:
@@ -142,6 +146,7 @@ def asam_perturb(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
     ) -> PyTree:
         require_params(params, "asam_perturb")
+        check_structure(updates, params, "asam_perturb")
 
         def scale(d: jax.Array, x: jax.Array, is_rescaled: bool) -> jax.Array:
             if not is_rescaled:
@@ -158,7 +163,10 @@ def asam_perturb(
     return _perturb(
         rho,
         perturbation,
-        check=lambda params: broadcast_mask(rescaled, params, "rescaled"),
+        # False says that none is meant to be; a rule that finds none has been mistaken.
+        check=lambda params: (
+            rescaled is False or check_mask(rescaled, params, "rescaled")
+        ),
     )
 
 

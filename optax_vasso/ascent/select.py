@@ -11,6 +11,7 @@ import optax
 from optax_vasso._internal.checks import (
     broadcast_mask,
     check_leaves,
+    check_mask,
     check_params,
     check_transformation,
     require_params,
@@ -40,7 +41,8 @@ def masked_ascent(
 
     Raises:
       ValueError: if ascent is no transformation; at ``init`` and ``update``, if the
-        mask has another structure than the parameters or a leaf that is no boolean.
+        mask has another structure than the parameters or a leaf that is no boolean, or
+        chooses none of them.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -70,6 +72,7 @@ def masked_ascent(
 
     def init_fn(params: PyTree) -> optax.OptState:
         check_leaves(params)
+        check_mask(mask, params)
         return ascent.init(select(params, params, optax.MaskedNode()))
 
     def update_fn(

@@ -282,11 +282,17 @@ def moving_average(
 ) -> PyTree:
     """(1 − w) average + w updates; the old average where an update is None.
 
+    An entry that is not finite, or not in the dtype of the average, leaves it as it is.
+
     The first step has w = 1 and an average of zeros, so that its result is the first
     gradient itself, without a rounding.
     """
     return jax.tree.map(
-        lambda g, d: d if g is None else _combine(weight, g, 1 - weight, d),
+        lambda g, d: (
+            d
+            if g is None
+            else _combine(weight, numerics.finite_or(g, d), 1 - weight, d)
+        ),
         updates,
         average,
         is_leaf=lambda g: g is None,

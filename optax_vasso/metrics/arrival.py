@@ -12,6 +12,7 @@ import optax
 
 from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
+    check_number,
     check_state,
     check_transformation,
     is_left_out,
@@ -136,16 +137,23 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
       least: the mean cosine below which to warn, in [−1, 1].
 
     Raises:
-      ValueError: if no part of the state tracks ``mean_cosine``.
+      ValueError: if no part of the state tracks ``mean_cosine``, the state is being
+        traced and has no values yet, or least is outside [−1, 1].
 
     Warns:
       RuntimeWarning: if the running mean is below ``least``.
     """
+    check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
     metrics = collect_metrics(state)
     if "mean_cosine" not in metrics:
         raise ValueError(
             "check_uphill reads the metric mean_cosine, which is not in this state: "
             "chain track(running_mean(cosine)) before the base optimizer."
+        )
+    if isinstance(metrics["mean_cosine"], jax.core.Tracer):
+        raise ValueError(
+            "state is being traced and has no values yet: call check_uphill outside of "
+            "jax.jit, on what the step returned."
         )
     slope = float(np.mean(metrics["mean_cosine"]))
     if slope < least:

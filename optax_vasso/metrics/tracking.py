@@ -20,9 +20,10 @@ import optax
 
 from optax_vasso._internal import mapped, numerics
 from optax_vasso._internal.checks import (
-    check_hyperparameter,
     check_integer,
+    check_number,
     check_state,
+    name_of,
     require_params,
 )
 from optax_vasso._internal.trees import Report, of_ascent
@@ -163,16 +164,23 @@ stability = Measure("stability", _previous_perturbation, _moved)
 def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> Measure:
     """The exponential moving average of a measure, without the bias of its start.
 
-    A value that is not finite is left out.
+    A value that is not finite is left out. An extreme one fades as all others do: from
+    1e30 to the size of one within 69/(1 − decay) steps.
 
     Args:
-      measure: a function of a :class:`Seen`.
+      measure: a function of a :class:`Seen`; also one in :func:`functools.partial`.
       decay: of the average, in [0, 1); it reaches back over about 1/(1 − decay) steps.
 
     Raises:
-      ValueError: if decay is outside [0, 1).
+      ValueError: if measure is no function or decay is outside [0, 1).
     """
-    check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    if not callable(measure):
+        raise ValueError(
+            f"measure must be a function of what was Seen, got a "
+            f"{type(measure).__name__}: a Measure has its own state, and cannot be "
+            "averaged."
+        )
+    check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
         del params
@@ -188,7 +196,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
         weight = kept * state[1] + jnp.where(is_finite, 1 - decay, 0)
         return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
-    return Measure(f"mean_{measure.__name__}", init, update)
+    return Measure(f"mean_{name_of(measure)}", init, update)
 
 
 def track(
@@ -334,7 +342,7 @@ def _as_measure(
             f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(
-        name or measure.__name__, lambda params: (), lambda seen, _: (measure(seen), ())
+        name or name_of(measure), lambda params: (), lambda seen, _: (measure(seen), ())
     )
 
 

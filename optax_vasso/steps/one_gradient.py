@@ -155,13 +155,18 @@ def lagged(
                 "lagged knows no loss at unperturbed parameters, and the ascent has a "
                 "radius that follows from it: use sharpness_aware with split_batch()."
             )
-        given, _ = jax.eval_shape(
-            lambda x, state: ascent.update(
-                x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())
-            ),
-            params,
-            ascent_state,
-        )
+        try:
+            given, _ = jax.eval_shape(
+                lambda x, state: ascent.update(
+                    x, state, x, direction=x, grad_fn=lambda _: x, value=jnp.zeros(())
+                ),
+                params,
+                ascent_state,
+            )
+        except (TypeError, ValueError):
+            # It needs an argument that only the training loop has; if something else is
+            # wrong, update says so.
+            given = params
         # What a mask leaves out may be an integer, such as a quantized base.
         check_inexact(
             jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
@@ -215,15 +220,19 @@ def lagged(
         point = jax.tree.map(
             lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
         )
+        last = _scaled(state.norm, state.direction)
         output, ascent_state = ascent.update(
             updates,
             state.ascent_state,
             point,
-            **passing(
-                extra_args,
-                direction=_scaled(state.norm, state.direction),
-                grad_fn=grad_fn,
-            ),
+            **passing(extra_args, direction=last, grad_fn=grad_fn),
+        )
+        # Out of the parameters nothing could be taken again that is not finite.
+        output = jax.tree.map(
+            lambda d, old: d if is_left_out(d) else numerics.finite_or(d, old),
+            output,
+            last,
+            is_leaf=is_left_out,
         )
         step, optimizer_state = optimizer.update(
             updates,

@@ -166,7 +166,11 @@ def sampa(
             **passing(extra_args, extrapolated=gradient),
         )
         step = optax.safe_increment(state.step)
-        kept = numerics.fill_none(gradient, state.gradient)
+        kept = jax.tree.map(
+            numerics.finite_or,
+            numerics.fill_none(gradient, state.gradient),
+            state.gradient,
+        )
         return new_updates, SampaState(step, kept, lagged_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

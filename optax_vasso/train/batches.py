@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import (
-    check_hyperparameter,
     check_integer,
+    check_number,
     check_transformation,
     is_left_out,
 )
@@ -182,7 +183,9 @@ def part_of_batch(
       >>> print(grads)  # the mean of examples 0 and 4
       2.0
     """
-    check_hyperparameter("fraction", fraction, "in [1e-6, 1]", lambda v: 1e-6 <= v <= 1)
+    # In float32, in which all numbers are looked at, 1e-6 is a little less.
+    least = np.float32(1e-6)
+    check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
     share = fractions.Fraction(fraction).limit_denominator(10**6)
     taken, of = share.numerator, share.denominator
 
@@ -230,6 +233,11 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
             key: jax.Array | None,
             clean: PyTree | None = None,
         ) -> Any:
+            if jax.tree_util.all_leaves([batch]):
+                raise ValueError(
+                    f"on_batch({name!r}) needs several batches, got one array of shape "
+                    f"{jnp.shape(batch)}: pass them in a dict or a tuple."
+                )
             try:
                 chosen = batch[name]
             except (KeyError, IndexError, TypeError) as error:

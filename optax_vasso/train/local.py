@@ -22,7 +22,13 @@ from optax_vasso.train.averages import (
 from optax_vasso.train.batches import GradientMaker, check_examples, whole_batch
 from optax_vasso.train.losses import as_canonical
 from optax_vasso.train.mesh import check_mesh_axis
-from optax_vasso.train.step import Step, TrainState, build_train_step, init_train_state
+from optax_vasso.train.step import (
+    Step,
+    TrainState,
+    build_train_step,
+    check_roles,
+    init_train_state,
+)
 
 PyTree = Any
 
@@ -162,6 +168,7 @@ def make_local_train_step(
     def train_step(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
+        check_roles(state, batch)
         groups = _groups(state)
         batch = check_examples(batch, groups, "the groups of a local ascent")
         if mesh is None:

@@ -104,6 +104,7 @@ def state_shardings(
       ValueError: if specs has another structure than the parameters, or a spec does
         not fit its parameter.
     """
+    check_mesh(mesh)
     structure: Any = jax.tree.structure(state.params)
     if _is_spec(specs):
         specs = jax.tree.map(lambda _: specs, state.params)
@@ -159,7 +160,16 @@ def shard_state(
     return jax.tree.map(put, state, state_shardings(state, optimizer, mesh, specs))
 
 
+def check_mesh(mesh: Any) -> None:
+    if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
+        raise ValueError(
+            f"mesh must be a jax.sharding.Mesh, got a {type(mesh).__name__}: make one "
+            "with jax.make_mesh, and pass it behind what is to be divided."
+        )
+
+
 def check_mesh_axis(mesh: Mesh, axis: str) -> None:
+    check_mesh(mesh)
     if axis not in mesh.shape:
         raise ValueError(
             f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name "

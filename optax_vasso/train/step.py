@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import check_params, check_transformation
+from optax_vasso._internal.checks import check_params, check_transformation, is_key
 from optax_vasso._internal.extra_args import passing
 from optax_vasso._internal.trees import (
     clear_metrics,
@@ -63,9 +63,15 @@ def init_train_state(
       key: a random key, if the loss needs one.
 
     Raises:
-      ValueError: if params has no leaves or an integer leaf.
+      ValueError: if params has no leaves or an integer leaf, optimizer is no
+        transformation, or key is no random key.
     """
+    check_transformation("optimizer", optimizer)
     check_params(params)
+    if key is not None and not (is_key(key) or jnp.result_type(key) == jnp.uint32):
+        raise ValueError(
+            f"key must be a random key, got {key!r}: pass jax.random.key(0)."
+        )
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -199,6 +205,15 @@ def build_train_step(
     The loss is a canonical one, of :func:`optax_vasso.losses.as_canonical`.
     """
     check_transformation("optimizer", optimizer)
+    for name, maker in {
+        "gradient": gradient,
+        "ascent_gradient": ascent_gradient,
+    }.items():
+        if maker is not None and not callable(maker):
+            raise ValueError(
+                f"{name} must be a gradient maker, got {maker!r}: pass one of "
+                "optax_vasso.train, as in microbatched(4)."
+            )
     if isinstance(optimizer, optax.MultiSteps):
         # Its own conversion drops the extra arguments.
         update = optimizer.update
@@ -210,6 +225,7 @@ def build_train_step(
     def train_step(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
+        check_roles(state, batch)
         spaces = [jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(state)]
         is_on_host = jax.memory.Space.Host in spaces
         if is_on_host:
@@ -310,6 +326,39 @@ def build_train_step(
         return new_state, merge_metrics(ours, metrics)
 
     return train_step
+
+
+def check_roles(state: Any, batch: PyTree) -> None:
+    """Raise a ValueError for what is no train state, or a batch that is not divided."""
+    if not isinstance(state, TrainState):
+        found = (
+            f"an array of shape {jnp.shape(state)}"
+            if isinstance(state, jax.Array)
+            else f"a {type(state).__name__}"
+        )
+        raise ValueError(
+            f"state must be a TrainState, got {found}: make it with init_train_state, "
+            "and call train_step(state, batch)."
+        )
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(batch)]
+    kinds = [
+        *(kind for kind in types if kind.ndim),
+        *(jax.typeof(leaf) for leaf in jax.tree.leaves(state.params)),
+    ]
+    if not any(kind.ndim for kind in types):
+        return
+    mesh: Any = next(
+        (k.sharding.mesh for k in kinds if not k.sharding.mesh.empty), None
+    )
+    for axis in () if mesh is None else mesh.explicit_axes:
+        if mesh.shape[axis] > 1 and not any(
+            axis in jax.tree.leaves(tuple(kind.sharding.spec)) for kind in kinds
+        ):
+            raise ValueError(
+                f"batch is whole on all devices of the explicit mesh axis {axis!r}, "
+                "and so are the parameters, so that all would compute the same: divide "
+                f"it with shard_batch(batch, mesh, {axis!r})."
+            )
 
 
 def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
