@@ -160,14 +160,12 @@ def asam_perturb(
         scales = numerics.map_updates(scale, unit, params, chosen)
         return _diagonal_direction(unit, scales, radius)
 
-    return _perturb(
-        rho,
-        perturbation,
+    def check(params: PyTree) -> None:
         # False says that none is meant to be; a rule that finds none has been mistaken.
-        check=lambda params: (
-            rescaled is False or check_mask(rescaled, params, "rescaled")
-        ),
-    )
+        if rescaled is not False:
+            check_mask(rescaled, params, "rescaled")
+
+    return _perturb(rho, perturbation, check)
 
 
 def fisher_perturb(
