@@ -23,7 +23,8 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
 
     Without a scan over layers it is of no use: all of a gradient is then there before
     the optimizer takes the first leaf of it, which is up to one copy of the parameters
-    more. In :func:`microbatched` parts the gradients are apart already.
+    more. In :func:`microbatched` parts the gradients are nearly apart already: there it
+    saves about a shard of the parameters.
 
     Args:
       gradient: the gradient to take.
