@@ -238,6 +238,10 @@ CALLS = {
         ),
         "value must be the scalar loss, got an array of shape (3,): average it over",
     ),
+    "a loss per example for a held rise": (
+        lambda: update(ov.ascent.hold_rise(CHAIN), value=jnp.ones(3)),
+        "value must be the scalar loss, got an array of shape (3,): average it over",
+    ),
     "text among the parameters": (
         lambda: SAM.init({"w": jnp.ones(3), "name": "dense"}),
         "params['name'] is text, 'dense': pass init the parameters alone",

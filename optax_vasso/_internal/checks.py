@@ -159,6 +159,15 @@ def check_transformation(name: str, value: Any) -> None:
     )
 
 
+def check_loss(value: jax.typing.ArrayLike) -> None:
+    """Raise a ValueError for a loss per example."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the scalar loss, got an array of shape {jnp.shape(value)}: "
+            "average it over the batch."
+        )
+
+
 def check_state(state: Any, kind: type, where: str) -> None:
     """Raise a ValueError if ``state`` was not made by this transformation's init."""
     if not isinstance(state, kind):

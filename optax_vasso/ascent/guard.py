@@ -13,6 +13,7 @@ from optax_vasso._internal.checks import (
     Hyperparameter,
     check_hyperparameter,
     check_integer,
+    check_loss,
     check_number,
     check_params,
     check_state,
@@ -142,11 +143,7 @@ def collapse_guard(
                 "collapse_guard needs the loss as value, got None: use "
                 "make_train_step, or call update(grads, state, params, value=loss)."
             )
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"value must be the scalar loss, got an array of shape "
-                f"{jnp.shape(value)}: average it over the batch."
-            )
+        check_loss(value)
         perturbation, guarded_state = ascent.update(
             updates, state.guarded_state, params, value=value, **extra_args
         )

@@ -11,6 +11,7 @@ import optax
 from optax_vasso._internal import numerics
 from optax_vasso._internal.checks import (
     Hyperparameter,
+    check_loss,
     check_not_negative,
     check_params,
     check_state,
@@ -194,6 +195,7 @@ def hold_rise(
                 "hold_rise needs the loss as value, got None: use make_train_step, or "
                 "call update(grads, state, params, value=loss, grad_fn=grad_fn)."
             )
+        check_loss(value)
         perturbation, held_state = ascent.update(
             updates, state.held_state, params, value=value, **extra_args
         )

@@ -56,7 +56,7 @@ def vasso_ema(
     d_0 = g_0 and d_t = (1 − θ) d_{t−1} + θ g_t. With θ = 1 this is the identity, and
     the chain with :func:`sam_perturb` is SAM. A smaller θ averages over about 1/θ
     gradients: at a fixed point with gradient variance σ², the mean squared error of
-    d_t tends to σ² θ/(2 − θ).
+    d_t tends to σ² θ/(2 − θ). Entries of a gradient that are not finite are left out.
 
     Args:
       theta: weight of the newest gradient, in (0, 1]: a number, a schedule of the
@@ -167,7 +167,8 @@ def friendly_noise(
     The first step passes g_0 on and sets m_0 = g_0; from then on
     n_t = g_t − σ m_{t−1} and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts
     σ m_t; the authors' code subtracts m_{t−1}, and so does this. At σ = 1 the two
-    have the same direction, n_t = (g_t − m_t)/λ.
+    have the same direction, n_t = (g_t − m_t)/λ. Entries of a gradient that are not
+    finite are left out of the average.
 
     Args:
       sigma: share of the averaged gradient that is taken away; 0 leaves SAM. A

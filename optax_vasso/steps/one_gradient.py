@@ -111,6 +111,9 @@ def lagged(
     :func:`optax_vasso.ascent.masked_ascent`; :func:`optax_vasso.metrics.track_arrival`
     checks it.
 
+    Where the chain returns what is not finite, the last perturbation stays, so that x_t
+    can still be told.
+
     Parameters of fewer than 32 bits round x_t + ε_{t−1} when the loop adds the updates.
     The state holds in float32 how far they are from x_t, so that x_t itself moves by
     the base optimizer's steps alone, however small they are.
