@@ -148,8 +148,8 @@ def check(optimizer, rtol=1e-3):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_three_bad_steps_are_forgotten(name):
-    # A held rise keeps log ρ, a sum over all steps: a few bad ones move it a little, and
-    # nothing but a wanted rise, which this bowl hardly has, moves it back.
+    # A held rise keeps log ρ, a sum over all steps: a few bad ones move it a little,
+    # and nothing but a wanted rise, which this bowl hardly has, moves it back.
     check(OPTIMIZERS[name](), rtol=0.1 if name == "held_rise" else 1e-3)
 
 
