@@ -121,7 +121,7 @@ def _type_axes(kind: Any) -> frozenset[str]:
     # JAX has renamed the attribute, and pvary to pcast.
     axes = getattr(kind, "vma", None)
     if axes is None:
-        axes = getattr(kind.manual_axis_type, "varying", None)
+        axes = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
     return axes or frozenset()
 
 
