@@ -42,7 +42,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 # are left without links, and those of this package must all be found.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|flax|jax|matplotlib|numpy|optax|typing)\..*"),
+    ("py:.*", r"(collections|flax|functools|jax|matplotlib|numpy|optax|typing)\..*"),
     ("py:.*", r"(Array|Axes|Mesh|PartitionSpec)"),
 ]
 

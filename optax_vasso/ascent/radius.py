@@ -119,9 +119,10 @@ def hold_rise(
     learning becomes shorter. Neither a constant added to the loss nor its scale
     matters. It takes a few hundred steps to find a radius.
 
-    The perturbation of the chain should have length one, as that of :func:`sam_perturb`
-    with ``rho=1.0``. The two losses have to be of different examples: on one batch the
-    rise is mostly ρ‖g‖, which says nothing about other examples.
+    The perturbation of the chain should have length one, as that of
+    :func:`optax_vasso.sam_perturb` with ``rho=1.0``. The two losses have to be of
+    different examples: on one batch the rise is mostly ρ‖g‖, which says nothing about
+    other examples.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
@@ -129,12 +130,12 @@ def hold_rise(
         number, a schedule of the step, or a traced scalar.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` for :func:`sharpness_aware`,
-      which tells it the perturbed loss, so ``grad_fn`` has to return
-      ``(value, gradients)``; its ``update`` needs the loss as ``value``.
-      :func:`make_train_step` passes both. ``rho`` and ``rise`` are among the metrics.
-      One loss that is not finite is ignored, and a very large one counts as a few
-      losses of the start.
+      A :class:`optax.GradientTransformationExtraArgs` for
+      :func:`optax_vasso.sharpness_aware`, which tells it the perturbed loss, so
+      ``grad_fn`` has to return ``(value, gradients)``; its ``update`` needs the loss as
+      ``value``. :func:`optax_vasso.make_train_step` passes both. ``rho`` and ``rise``
+      are among the metrics. One loss that is not finite is ignored, and a very large
+      one counts as a few losses of the start.
 
     Raises:
       ValueError: if ascent is no transformation or rise is out of its range; at

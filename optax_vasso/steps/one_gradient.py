@@ -36,7 +36,7 @@ PyTree = Any
 
 @of_ascent("ascent_state")
 class LaggedState(NamedTuple):
-    """State of :func:`lagged`; :func:`perturbation_of` reads ε_{t−1} out of it.
+    """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} out of it.
 
     Attributes:
       step: updates so far, an int32 scalar: where ``rho`` is read.
@@ -63,7 +63,7 @@ class LaggedState(NamedTuple):
 
 
 class LaggedTransformation(optax.GradientTransformationExtraArgs):
-    """What :func:`lagged` returns: a transformation that can also move parameters.
+    """What :func:`optax_vasso.lagged` returns, which can also move parameters.
 
     ``move(updates, state, params, **extra_args)`` is ``update``, but returns the new
     parameters in place of their updates. It needs one buffer like the parameters less:
