@@ -186,7 +186,7 @@ def test_the_perturbation_is_divided_as_the_parameters_are():
         model = nnx.Linear(3, 2, kernel_init=init, rngs=nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, LAGGED, wrt=nnx.Param)
         specs = nnx.get_partition_spec(nnx.state(optimizer))
-    spec = specs["opt_state"]["perturbation"]["kernel"].get_value()
+    spec = specs["opt_state"]["direction"]["kernel"].get_value()
     assert spec == jax.sharding.PartitionSpec(None, "model")
 
 
