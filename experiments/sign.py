@@ -148,7 +148,7 @@ def follow_the_slope(ascent: Any, decay: float = 0.98) -> Any:
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         mean, sign, inner = state
-        slope = sign * numerics.cosine(extra["perturbation"], updates)
+        slope = sign * numerics.cosine(extra["direction"], updates)
         mean = decay * mean + (1 - decay) * slope
         perturbation, inner = ascent.update(updates, inner, params, **extra)
         sign = jnp.where(mean < 0, -1.0, 1.0)

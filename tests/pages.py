@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import jax
 import pytest
 
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported first
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FOREIGN = {
