@@ -61,19 +61,25 @@ def masked_ascent(
     if mask is None:
         return ascent
 
-    def select(params: PyTree, tree: PyTree, otherwise: Any) -> PyTree:
-        return jax.tree.map(
-            # The functions of a model that nobody filtered stay where they are.
-            lambda chosen, x, node: node if chosen or callable(x) else otherwise,
-            broadcast_mask(mask, params),
-            params,
-            tree,
-        )
+    def selection(params: PyTree) -> Callable[[PyTree, Any], PyTree]:
+        """(tree, otherwise) -> the tree, with the other where the mask is False."""
+        mask_of_leaves = broadcast_mask(mask, params)
+
+        def select(tree: PyTree, otherwise: Any) -> PyTree:
+            return jax.tree.map(
+                # The functions of a model that nobody filtered stay where they are.
+                lambda chosen, x, node: node if chosen or callable(x) else otherwise,
+                mask_of_leaves,
+                params,
+                tree,
+            )
+
+        return select
 
     def init_fn(params: PyTree) -> optax.OptState:
         check_leaves(params)
         check_mask(mask, params)
-        return ascent.init(select(params, params, optax.MaskedNode()))
+        return ascent.init(selection(params)(params, optax.MaskedNode()))
 
     def update_fn(
         updates: PyTree,
@@ -82,16 +88,16 @@ def masked_ascent(
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
         require_params(params, "masked_ascent")
-        hidden = optax.MaskedNode()
+        select, hidden = selection(params), optax.MaskedNode()
         if extra_args.get("direction") is not None:
-            extra_args["direction"] = select(params, extra_args["direction"], hidden)
+            extra_args["direction"] = select(extra_args["direction"], hidden)
         perturbation, state = ascent.update(
-            select(params, updates, hidden),
+            select(updates, hidden),
             state,
-            select(params, params, hidden),
+            select(params, hidden),
             **extra_args,
         )
-        return select(params, perturbation, None), state
+        return select(perturbation, None), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -199,12 +199,9 @@ def part_of_batch(
             key: jax.Array | None,
             clean: PyTree | None = None,
         ) -> Any:
-            def take(leaf: jax.Array) -> jax.Array:
-                grouped = leaf.reshape(leaf.shape[0] // of, of, *leaf.shape[1:])
-                return grouped[:, :taken].reshape(-1, *leaf.shape[1:])
-
             batch = check_examples(batch, of, f"a fraction of {share}")
-            return grad_fn(params, model_state, jax.tree.map(take, batch), key, clean)
+            part = take_of_groups(batch, of, slice(None, taken))
+            return grad_fn(params, model_state, part, key, clean)
 
         return on_part
 
@@ -436,6 +433,16 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _add(total: jax.Array, value: jax.Array) -> jax.Array:
     return total + value.astype(total.dtype) if _is_float(value) else value
+
+
+def take_of_groups(batch: PyTree, size: int, within: slice) -> PyTree:
+    """Some of each group of ``size`` examples: a sharded batch stays where it is."""
+
+    def take(leaf: jax.Array) -> jax.Array:
+        grouped = leaf.reshape(leaf.shape[0] // size, size, *leaf.shape[1:])
+        return grouped[:, within].reshape(-1, *leaf.shape[1:])
+
+    return jax.tree.map(take, batch)
 
 
 def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_vasso._internal.checks import check_hyperparameter
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import (
+    GradientFn,
+    GradientMaker,
+    take_of_groups,
+    whole_batch,
+)
 from optax_vasso.train.losses import LossFn
 
 PyTree = Any
@@ -120,14 +125,8 @@ def _part(batch: PyTree, share: fractions.Fraction, ascends: bool) -> PyTree:
     size = len(jax.tree.leaves(batch)[0])
     taken, of = share.numerator, share.denominator
     if size % of == 0:
-        # Groups, so that a sharded batch stays where it is.
         within = slice(None, taken) if ascends else slice(taken, None)
-        return jax.tree.map(
-            lambda leaf: leaf.reshape(size // of, of, *leaf.shape[1:])[
-                :, within
-            ].reshape(-1, *leaf.shape[1:]),
-            batch,
-        )
+        return take_of_groups(batch, of, within)
     count = min(max(1, round(share * size)), size - 1)
     chosen = np.arange(count) * size // count
     if not ascends:

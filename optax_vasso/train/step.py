@@ -202,7 +202,7 @@ def build_train_step(
 ) -> Step:
     """The step of :func:`make_train_step`, not compiled: to map over an axis.
 
-    The loss is a canonical one, of :func:`optax_vasso.losses.as_canonical`.
+    The loss is a canonical one, of ``train.losses.as_canonical``.
     """
     check_transformation("optimizer", optimizer)
     for name, maker in {
