@@ -1,14 +1,13 @@
-"""The evidence: every method on every task, searched alike and compared in pairs.
+"""The evidence: every method on every task at equal gradients, searched five times.
 
-Each unit is one method on one task: a search on noisy validation labels, then tests at
-equal gradients and at equal epochs. A unit is saved when it is finished and never done
+Each unit is one method on one task: five searches, each with trials and seeds of its
+own, each tested on seeds of its own. A unit is saved when it is finished and never done
 again, so the run may be stopped and resumed at any time.
 """
 
 import argparse
 import math
 import statistics
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,52 @@ from experiments.harness import command_line, files
 from experiments.harness.progress import duration
 
 PUBLISHED = Path(__file__).parents[1] / "results"
-# Those that choose their own radius are measured by ``experiments.automatic``, those on
-# split batches by ``experiments.rise``.
-APART = ("auto_vasso", "auto_lagged_vasso", "split_sam", "held_rise")
-COMPARED = [name for name in command_line.METHOD_LABELS if name not in APART]
-# The simpler tasks leave out the methods that are least like the others.
-FEWER = (
+METHODS = (
     "sgd",
     "sam",
-    "friendly_sam",
     "vasso",
+    "friendly_sam",
     "lagged_vasso",
     "momentum_sam",
+    "split_sam",
+    "held_rise",
+    "auto_vasso",
+    "auto_lagged_vasso",
 )
-SIMPLER = ("digits-0", "digits-25", "convnet-50")
+# Those that choose their radius by themselves are tried at one length.
+AUTOMATIC = ("held_rise", "auto_vasso", "auto_lagged_vasso")
+# Methods that contain another one try its best points, too.
+CONTAINS = {"vasso": "sam", "friendly_sam": "sam"}
+# In the order in which they are run.
+TASKS = (
+    "digits-75",
+    "mnist1d-40",
+    "mnist1d-0",
+    "fashion-40",
+    "fashion-0",
+    "cancer-40",
+    "wine-50",
+    "teacher-60",
+    "mnist1d-40-short",
+    "mnist1d-40-long",
+    "convnet-50",
+    "fashion-40-short",
+    "fashion-40-long",
+    "digits-75-short",
+    "digits-0",
+    "digits-75-long",
+    "digits-asymmetric",
+    "mnist1d-0-long",
+)
 # Seconds per gradient of one training, with both of two quiet cores at work, and
 # seconds to compile one method for one network.
 SECONDS = {
     "digits": 2.4e-4,
     "convnet": 4.5e-4,
+    "mnist1d": 7e-5,
+    "fashion": 1.3e-4,
     "cancer": 2e-5,
     "wine": 2e-5,
-    "text": 8e-5,
     "teacher": 4e-5,
 }
 COMPILING = 5.0
@@ -63,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for unit in units:
             state = "finished" if unit not in missing else duration(estimates[unit])
-            print(f"  {unit[0]:<18} {unit[1]:<16} {state}")
+            print(f"  {unit[0]:<18} {unit[1]:<18} {state}")
         return 0
     began, done = time.monotonic(), []
     try:
@@ -86,9 +109,16 @@ def parsed(arguments: list[str] | None) -> Any:
     parser = command_line.experiment_parser(
         "evidence",
         __doc__,
-        seeds=24,
-        methods=COMPARED,
-        tasks=tasks.TITLES,
+        methods=command_line.METHOD_LABELS,
+        default_methods=METHODS,
+        tasks=(base + length for base in tasks.TITLES for length in tasks.LENGTHS),
+        default_tasks=TASKS,
+    )
+    parser.add_argument(
+        "--searches",
+        type=command_line.positive_integer,
+        default=harness.searches.Plan().searches,
+        help="how many searches per unit",
     )
     parser.add_argument(
         "--minutes",
@@ -106,58 +136,37 @@ def parsed(arguments: list[str] | None) -> Any:
 
 
 def units_of(options: Any) -> list[tuple[str, str]]:
-    """Task and method of every unit."""
+    """Task and method of every unit, the methods that others start from first."""
     return [
-        (task, method)
+        (task, name)
         for task in options.tasks
-        for method in options.methods
-        if method in FEWER or task not in SIMPLER
+        for name in options.methods
+        if name not in AUTOMATIC or not tasks.parted(task)[1]
     ]
 
 
 def missing_of(options: Any) -> list[tuple[str, str]]:
-    """The units that are not saved with as many seeds."""
-    return [
-        (task, method)
-        for task, method in units_of(options)
-        if not harness.units.saved(unit_folder(options, task), method, plan_of(options))
-    ]
+    """The units that are not saved with as many searches."""
+    return [unit for unit in units_of(options) if not saved(options, *unit)]
+
+
+def saved(options: Any, task: str, method: str) -> dict[str, Any] | None:
+    """A unit, if it is saved with as many searches as are asked for."""
+    found = files.read_json(unit_path(options, task, method))
+    enough = found and len(found["searches"]) >= plan_of(options).searches
+    return found if enough else None
 
 
 def plan_of(options: Any) -> Any:
     """How much is trained per unit."""
-    plan = harness.units.SMOKE if options.smoke else harness.units.Plan()
-    return plan._replace(seeds=options.seeds)
-
-
-def seconds_left(options: Any) -> float:
-    """How long the units that are missing take."""
-    estimates = estimate(units_of(options), plan_of(options))
-    left = sum(estimates[unit] for unit in missing_of(options))
-    return left * measured_pace(options, estimates)
-
-
-def read(parser: command_line.Parser, options: Any) -> dict[str, Any]:
-    """The results: those of the runs if they are there, else the published ones.
-
-    A smoke run takes the published ones: its own evidence is too little to compare.
-    """
-    own, published = options.runs / "evidence.json", PUBLISHED / "evidence.json"
-    path = published if options.smoke or not own.exists() else own
-    found = files.read_json(path)
-    if found is None:
-        parser.error(f"no {path}: run python -m experiments.evidence first")
-    return found
-
-
-def unit_folder(options: Any, task: str) -> Path:
-    """Where the units of a task are saved."""
-    return options.runs / "evidence" / task
+    if options.smoke:
+        return harness.searches.SMOKE
+    return harness.searches.Plan(searches=options.searches)
 
 
 def unit_path(options: Any, task: str, method: str) -> Path:
     """Where a unit is saved."""
-    return unit_folder(options, task) / f"{method}.json"
+    return options.runs / "evidence" / task / f"{method}.json"
 
 
 def loaded(options: Any, name: str) -> tasks.Task:
@@ -173,7 +182,7 @@ def estimate(units: list[tuple[str, str]], plan: Any) -> dict[tuple[str, str], f
     for task_name, method_name in units:
         task, method = tasks.load(task_name), harness.methods.METHODS[method_name]
         kind = task_name.partition("-")[0]
-        work = harness.units.work_of(task, method, plan)
+        work = harness.searches.work_of(task, method, plan)
         program = (task.network, task.gradient_noise > 0, method_name)
         seconds[task_name, method_name] = SECONDS[kind] * work
         if program not in compiled:
@@ -189,78 +198,26 @@ def measured_pace(options: Any, estimates: dict[tuple[str, str], float]) -> floa
     return statistics.median(paces) if paces else 1.0
 
 
+def seconds_left(options: Any) -> float:
+    """How long the units that are missing take."""
+    estimates = estimate(units_of(options), plan_of(options))
+    left = sum(estimates[unit] for unit in missing_of(options))
+    return left * measured_pace(options, estimates)
+
+
 def do(options: Any, task_name: str, method_name: str, plan: Any) -> None:
     """Run one unit and save it."""
     task, method = loaded(options, task_name), harness.methods.METHODS[method_name]
-    work = harness.units.work_of(task, method, plan)
+    contained = saved(options, task_name, CONTAINS.get(method_name, "sgd"))
+    starts = [one["best"] for one in contained["searches"]] if contained else []
+    work = harness.searches.work_of(task, method, plan)
     with harness.progress.over(task_name, work) as progress:
-        harness.units.run_and_save(
-            unit_folder(options, task_name), method_name, task, method, plan, progress
-        )
+        unit = harness.searches.run(task, method, plan, starts, progress)
+    files.write_json(unit_path(options, task_name, method_name), unit)
 
 
-def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:
-    """Save the comparisons of all units that are there; print those of some tasks."""
-    summary: dict[str, Any] = {}
-    for task in dict.fromkeys(task for task, _ in units):
-        found = {
-            method: unit
-            for name, method in units
-            if name == task
-            and (unit := files.read_json(unit_path(options, task, method)))
-        }
-        if not found:
-            continue
-        content = {"task": tasks.TITLES[task], "seeds": options.seeds}
-        for budget in ("gradients", "epochs", "gradients_clean"):
-            rows = {method: unit[budget] for method, unit in found.items()}
-            content[budget] = harness.tables.compare(rows)
-        content["search"] = {method: unit["search"] for method, unit in found.items()}
-        content["unit_seconds"] = {m: unit["unit_seconds"] for m, unit in found.items()}
-        for budget in ("gradients", "epochs") if task in show else ():
-            title = f"{tasks.TITLES[task]}, {options.seeds} seeds, equal {budget}"
-            lines = harness.tables.summary_cells(content[budget])
-            harness.tables.show(title, *lines)
-        summary[task] = content
-    done = sum(len(content["gradients"]) for content in summary.values())
-    size = sum(
-        (files.read_json(unit_path(options, *unit)) or {"size": 0})["size"]
-        for unit in units
-    )
-    command_line.save(
-        options,
-        "evidence",
-        {"seeds": options.seeds, "tasks": summary},
-        size=size,
-        done=done,
-        of=len(units),
-        unit="units",
-        draw=draw,
-    )
-
-
-def draw(path: Path, content: dict[str, Any]) -> None:
-    """A panel per task: filled at equal gradients, hollow at equal epochs."""
-    figures, found = harness.figures, content["tasks"]
-    columns = min(3, len(found))
-    figure, axes = figures.panels(-(-len(found) // columns), columns, width=5)
-    for ax, task in zip(axes.flat, found.values(), strict=False):
-        # At one gradient per step both budgets are one.
-        longer = {
-            name: row
-            for name, row in task["epochs"].items()
-            if row["last"] != task["gradients"][name]["last"]
-        }
-        figures.ranking(ax, task["gradients"], longer)
-        ax.set_title(textwrap.fill(task["task"], 40), fontsize=9)
-    for ax in axes.flat[len(found) :]:
-        ax.set_visible(False)
-    figure.suptitle(
-        f"Filled: equal gradients; hollow: equal epochs; |: at the epoch that noisy "
-        f"validation picks. Mean ± standard error, {content['seeds']} seeds",
-        fontsize=10,
-    )
-    figures.save(figure, path)
+def report(options, units, show):
+    pass
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ MODULES = (
     "progress",
     "radius_rules",
     "rows",
+    "searches",
     "solutions",
     "statistics",
     "tables",

@@ -49,10 +49,10 @@ class Range(NamedTuple):
 
 
 SHARED = {
-    "learning_rate": Range(0.02, 0.3),
-    "weight_decay": Range(5e-4, 0.02, least=1e-5),
+    "learning_rate": Range(0.01, 0.3),
+    "weight_decay": Range(5e-4, 0.1, least=1e-5),
 }
-RHO = Range(0.1, 1.5, least=0.01)
+RHO = Range(0.01, 2.0, least=1e-3)
 THETA = Range(0.04, 1.0, least=0.01, most=1.0)
 
 
@@ -143,7 +143,7 @@ METHODS = {
         "#CC79A7",
         "v",
         1.5,
-        {"rho": RHO._replace(high=2.5), "theta": THETA},
+        {"rho": RHO, "theta": THETA},
         lambda b, h, s: ov.evasso(
             b, h["rho"], theta=h["theta"], probability=0.5, seed=s
         ),
@@ -211,7 +211,7 @@ METHODS = {
         "#999999",
         "<",
         1,
-        {"rho": RHO._replace(high=3.0)},
+        {"rho": RHO._replace(high=5.0)},
         lambda b, h, s: momentum_sam(b, h["rho"]),
     ),
     "single_step_sam": Method(

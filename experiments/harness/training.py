@@ -68,6 +68,7 @@ def train(
     *,
     epochs: int,
     test: bool = False,
+    curve: bool = True,
     progress: Progress | None = None,
     watch: Callable[[int, ov.TrainState], Any] | None = None,
 ) -> Trained:
@@ -80,7 +81,8 @@ def train(
       seeds: one for each training: it draws split, labels, initialization and batches,
         so that trainings of one seed may be compared in pairs.
       epochs: length of all trainings, a multiple of ``task.epochs_per_call``.
-      test: evaluate on the test set too, and while training; a search must not.
+      test: evaluate on the test set too.
+      curve: with ``test``, evaluate while training, too, and not at the end alone.
       progress: advanced by the gradients that were taken.
       watch: called after every ``task.epochs_per_call`` epochs with the epoch and the
         states of those trainings that run together, in their order.
@@ -114,13 +116,21 @@ def train(
             ),
         }
         found.append(
-            _train_rows(task, method, program, rows, epochs, test, progress, watch)
+            _train_rows(
+                task, method, program, rows, epochs, test, curve, progress, watch
+            )
         )
     predicted, gradients, params = jax.tree.map(
         lambda *parts: np.concatenate(parts), *found
     )
+    every = task.epochs_per_call if test and curve else epochs
     return _scored(
-        task, [splits[seed] for seed in seeds], predicted, gradients, epochs, test
+        task,
+        [splits[seed] for seed in seeds],
+        predicted,
+        gradients,
+        np.arange(every, epochs + 1, every),
+        test,
     )._replace(params=params)
 
 
@@ -131,6 +141,7 @@ def _train_rows(
     rows: dict[str, Any],
     epochs: int,
     test: bool,
+    curve: bool,
     progress: Progress,
     watch: Callable[[int, ov.TrainState], Any] | None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -159,7 +170,7 @@ def _train_rows(
     predicted, calls = [], epochs // task.epochs_per_call
     for call in range(calls):
         carry = jax.block_until_ready(program.run(inputs, carry, placed, orders()))
-        if test or call == calls - 1:
+        if (test and curve) or call == calls - 1:
             labels = program.predict(inputs, carry, placed)
             predicted.append(np.asarray(labels)[:count])
         if not program.compiled:
@@ -181,7 +192,7 @@ def _scored(
     splits: Sequence[tasks.Split],
     predicted: np.ndarray,
     gradients: np.ndarray,
-    epochs: int,
+    epochs: np.ndarray,
     test: bool,
 ) -> Trained:
     """Accuracies of the predictions."""
@@ -192,9 +203,8 @@ def _scored(
 
     given = np.stack([split.given_labels[split.validation] for split in splits])
     true = np.stack([task.labels[split.validation] for split in splits])
-    every = task.epochs_per_call
     return Trained(
-        epochs=np.arange(every, epochs + 1, every) if test else np.array([epochs]),
+        epochs=epochs,
         noisy_validation=accuracy(given, held),
         clean_validation=accuracy(true, held),
         test=accuracy(task.labels[task.test][None], predicted[..., task.validation :])

@@ -81,7 +81,8 @@ def search(
     budget: Budget,
     *,
     first_seed: int,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
+    starts: Sequence[Mapping[str, float]] = (),
 ) -> Search:
     """Search all hyperparameters of a method jointly.
 
@@ -92,6 +93,9 @@ def search(
       first_seed: the seeds of the trainings are this one and those that follow; they
         are none of the test's.
       seed: of the trials that are drawn.
+      starts: hyperparameters, or some of them, that are tried first in the second half,
+        such as the best of a method that this one contains; what one leaves out is that
+        of the best trials of the first half.
     """
     random = np.random.default_rng(seed)
     box = Box(space)
@@ -126,7 +130,13 @@ def search(
     centres = best(range(begun), max(1, begun // 4))
     for i in range(budget.trials - begun):
         near = drawn[centres[i % len(centres)]]
-        drawn.append(box.within(near + STEP * random.standard_normal(len(space))))
+        point = near + STEP * random.standard_normal(len(space))
+        if i < len(starts):
+            moved = box.moved(near, starts[i])
+            # What was tried already would tell nothing new.
+            if all(box.values(moved) != box.values(other) for other in drawn):
+                point = moved
+        drawn.append(box.within(point))
     box.take_in(drawn)
     finalists = halve(range(len(drawn)))
     widened: list[str] = []
@@ -185,6 +195,15 @@ class Box:
             name: float(f"{self._value(r, unit):.3g}")
             for name, r, unit in zip(self.names, self.space, point, strict=True)
         }
+
+    def moved(self, point: np.ndarray, values: Mapping[str, float]) -> np.ndarray:
+        """A point with some of its hyperparameters replaced."""
+        return np.array(
+            [
+                self._unit(r, values[name]) if name in values else unit
+                for name, r, unit in zip(self.names, self.space, point, strict=True)
+            ]
+        )
 
     def within(self, point: np.ndarray) -> np.ndarray:
         """The closest point that is allowed at all."""

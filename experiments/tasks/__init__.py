@@ -1,5 +1,7 @@
 """The tasks of the evidence by name; their data need no download.
 
+A name may end in ``-short`` or ``-long``: a third of the epochs, or three times as many.
+
 The modules that make them are imported when a task is loaded.
 """
 
@@ -12,17 +14,18 @@ import numpy as np
 
 TITLES = {
     "digits-0": "digits, true labels",
-    "digits-25": "digits, 25 % random labels",
-    "digits-50": "digits, 50 % random labels",
     "digits-75": "digits, 75 % random labels",
     "digits-asymmetric": "digits, 40 % asymmetric noise",
     "convnet-50": "digits, 50 % random labels, convolutions with batch normalization",
+    "mnist1d-0": "MNIST-1D, true labels",
+    "mnist1d-40": "MNIST-1D, 40 % random labels",
+    "fashion-0": "Fashion-MNIST, true labels",
+    "fashion-40": "Fashion-MNIST, 40 % random labels",
     "cancer-40": "breast cancer, 40 % random labels",
     "wine-50": "wine, 50 % random labels",
-    "text-50": "standard library's text, 50 % random labels",
     "teacher-60": "teacher and student, 60 % random labels",
-    "teacher-tilt": "teacher and student, noise added to the gradients",
 }
+LENGTHS = {"-short": 1 / 3, "": 1.0, "-long": 3.0}
 
 
 class Task(NamedTuple):
@@ -45,6 +48,8 @@ class Task(NamedTuple):
       epochs: a whole training of one gradient per step.
       batch: examples per step.
       epochs_per_call: epochs between evaluations.
+      folds: how many seeds in a row share their labels and hold out one part of the pool
+        each, so that together they validate on all of it; 1 draws all anew per seed.
       gradient_noise: expected norm of the Gaussian noise that is added to the
         gradients, the same to both gradients of a step; 0 adds none.
     """
@@ -63,12 +68,13 @@ class Task(NamedTuple):
     epochs: int
     batch: int
     epochs_per_call: int
+    folds: int = 1
     gradient_noise: float = 0.0
 
     @property
     def title(self) -> str:
         """Its name in tables and figures."""
-        return TITLES.get(self.name, self.name)
+        return title(self.name)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,11 +95,14 @@ def split(task: Task, seed: int) -> Split:
 
     Whole groups are held out. Both sides are cut to the task's numbers.
     """
-    random = np.random.default_rng([seed, 20230915])
-    groups = random.permutation(np.unique(task.groups[task.pool]))
-    sizes = np.array([(task.groups[task.pool] == group).sum() for group in groups])
-    held = groups[: np.searchsorted(np.cumsum(sizes), task.validation) + 1]
-    is_held = np.isin(task.groups[task.pool], held)
+    draw, fold = divmod(seed, task.folds)
+    random = np.random.default_rng([draw, 20230915])
+    names, sizes = np.unique(task.groups[task.pool], return_counts=True)
+    order = random.permutation(len(names))
+    order = np.roll(order, -fold * (len(order) // task.folds))
+    count = np.searchsorted(np.cumsum(sizes[order]), task.validation) + 1
+    is_held = np.isin(task.groups[task.pool], names[order[:count]])
+    given_labels = task.given_labels(random).astype(np.int32)
     validation = random.permutation(task.pool[is_held])[: task.validation]
     training = random.permutation(task.pool[~is_held])[: task.training]
     if len(training) < task.training:
@@ -101,16 +110,35 @@ def split(task: Task, seed: int) -> Split:
             f"seed {seed} of {task.name} leaves {len(training)} training examples: "
             f"lower training from {task.training}."
         )
-    return Split(training, validation, task.given_labels(random).astype(np.int32))
+    return Split(training, validation, given_labels)
+
+
+def title(name: str) -> str:
+    """What a task is called in tables and figures."""
+    base, length = parted(name)
+    return TITLES.get(base, base) + {"-short": ", a third", "-long": ", thrice"}.get(
+        length, ""
+    )
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The name without its length, and its length."""
+    for length in filter(None, LENGTHS):
+        if name.endswith(length):
+            return name.removesuffix(length), length
+    return name, ""
 
 
 @functools.cache
 def load(name: str) -> Task:
-    """A task by its name in TITLES."""
-    module, _, variant = name.partition("-")
-    room = {"digits": "digits", "convnet": "digits", "text": "text"}
+    """A task by its name in TITLES, which may have a length behind it."""
+    base, length = parted(name)
+    module, _, variant = base.partition("-")
+    room = {"digits": "digits", "convnet": "digits", "mnist1d": "mnist1d"}
     room |= {"cancer": "tabular", "wine": "tabular", "teacher": "teacher_student"}
-    return importlib.import_module(f"{__name__}.{room[module]}").load(name, variant)
+    room |= {"fashion": "fashion"}
+    task = importlib.import_module(f"{__name__}.{room[module]}").load(base, variant)
+    return task._replace(name=name, epochs=round(LENGTHS[length] * task.epochs))
 
 
 def with_random_labels(

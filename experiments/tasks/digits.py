@@ -46,7 +46,7 @@ def load(name: str, variant: str) -> Task:
         else mlp(64, 256, 256, CLASSES),
         epochs=30 if convolutional else 60,
         batch=50,
-        epochs_per_call=3,
+        epochs_per_call=3 if convolutional else 2,
     )
 
 

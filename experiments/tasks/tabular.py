@@ -2,7 +2,7 @@
 
 Features have mean 0 and deviation 1 over the examples that are not test examples. An
 MLP with two hidden layers of 64 is trained on 300 (breast cancer) or 90 (wine)
-examples.
+examples, and the other 100 or 30 validate; four seeds validate on all that is not test.
 """
 
 import numpy as np
@@ -36,4 +36,5 @@ def load(name: str, variant: str) -> Task:
         epochs=60,
         batch=30 if cancer else 15,
         epochs_per_call=3,
+        folds=4,
     )
