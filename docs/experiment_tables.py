@@ -6,31 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments import (
-    answers,
-    automatic,
-    automatic_candidates as candidates,
     batch_size,
     best_radius,
     bouncing,
     char_lm,
-    choosing_rho as rho,
     domain_generalization,
     flatness,
     lagged_feeding,
     radius,
     radius_warmup,
-    rise,
     sign,
-    tasks,
 )
-from experiments.harness import statistics
-from experiments.harness.tables import (
-    cells,
-    difference_cells,
-    markdown,
-    mean_and_error,
-    plus_minus,
-)
+from experiments.harness import verdicts
+from experiments.harness.tables import difference_cells, markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 RADIUS_FILE = "radius_digits-75"
@@ -40,71 +28,6 @@ ALONG_FILE = "radius_along_digits-75"
 def load(name: str) -> dict[str, Any]:
     """What a file in results/ says."""
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def summary(budget: str, column: str) -> str:
-    """A row per task, a column per method; the highest mean of a row is bold."""
-    found = load("evidence")["tasks"]
-    labels: dict[str, str] = {}
-    for task in found.values():
-        labels |= {name: row["label"] for name, row in task[budget].items()}
-    lines = []
-    for task in found.values():
-        rows = task[budget]
-        highest = max(row[column]["mean"] for row in rows.values())
-        line = [task["task"]]
-        for name in labels:
-            accuracy = rows[name][column] if name in rows else None
-            text = mean_and_error(accuracy) if accuracy else ""
-            bold = accuracy and accuracy["mean"] == highest
-            line.append(f"**{text}**" if bold else text)
-        lines.append(line)
-    return markdown(["task", *labels.values()], lines)
-
-
-def comparison(task: str, budget: str) -> str:
-    """Everything about one task at one budget."""
-    return markdown(*cells(load("evidence")["tasks"][task][budget]))
-
-
-def search() -> str:
-    """What the searches did with their ranges, and what remains at an end of one."""
-    lines = []
-    for task in load("evidence")["tasks"].values():
-        for name, found in task["search"].items():
-            label, trials = task["gradients"][name]["label"], len(found["trials"])
-            if found["widened"] or found["on_edge"]:
-                widened = " ".join(found["widened"])
-                lines.append(
-                    [
-                        task["task"],
-                        label,
-                        str(trials),
-                        widened,
-                        ", ".join(found["on_edge"]),
-                    ]
-                )
-    header = ["task", "method", "trials", "widened", "picked at an end"]
-    return markdown(header, lines)
-
-
-def clean_labels() -> str:
-    """What true validation labels would have picked: paired difference at the test."""
-    lines = []
-    for task in load("evidence")["tasks"].values():
-        for name, row in task["gradients"].items():
-            clean = task["gradients_clean"][name]
-            if clean["hyperparameters"] != row["hyperparameters"]:
-                difference = statistics.paired_difference(
-                    clean["last"]["values"], row["last"]["values"]
-                )
-                lines.append([task["task"], row["label"], plus_minus(difference)])
-    return markdown(["task", "method", "true labels − noisy labels"], lines)
-
-
-def main_job(name: str) -> str:
-    """The two-minute experiment."""
-    return markdown(*cells(load(name)["methods"]))
 
 
 def heat_map(decay: str, name: str = RADIUS_FILE) -> str:
@@ -117,20 +40,6 @@ def signs(number: int) -> str:
     """Both signs of a lagged perturbation, and the rule, on one task."""
     panels = list(load("sign")["panels"].values())
     return markdown(*sign.cells(panels[number]))
-
-
-QUESTIONS = dict(
-    zip(
-        ("second_gradient", "one_gradient", "vasso", "others", "early_stopping"),
-        answers.QUESTIONS,
-        strict=True,
-    )
-)
-
-
-def question(name: str) -> str:
-    """One of the questions to the evidence."""
-    return markdown(*answers.cells(load("answers")["questions"][QUESTIONS[name]]))
 
 
 def across_batch_sizes(noise: str) -> str:
@@ -153,35 +62,17 @@ def sharpness_by_batch_size(noise: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "evidence_gradients": lambda: summary("gradients", "last"),
-    "evidence_epochs": lambda: summary("epochs", "last"),
-    "evidence_picked": lambda: summary("gradients", "picked"),
     **{
-        f"evidence_{budget}_{task}": lambda t=task, b=budget: comparison(t, b)
-        for task in tasks.TITLES
-        for budget in ("gradients", "epochs")
-    },
-    "evidence_search": search,
-    "evidence_clean_labels": clean_labels,
-    **{f"answers_{name}": lambda n=name: question(n) for name in QUESTIONS},
-    **{
-        f"{name}_compared": lambda n=name: markdown(
-            *automatic.cells(load("automatic")["methods"][n])
+        f"evidence_{name}": lambda make=make: markdown(*make(load("evidence")))
+        for name, make in (
+            ("tasks", verdicts.of_all_tasks),
+            ("methods", verdicts.of_all_methods),
+            ("radii", verdicts.picked_radii),
+            ("trials", verdicts.after_trials),
+            ("validation", verdicts.known_to_a_user),
         )
-        for name in automatic.SEARCHED
     },
-    **{
-        f"{name}_candidates": lambda n=name: markdown(
-            *candidates.cells(n, load("automatic_candidates")["methods"][n])
-        )
-        for name in automatic.SEARCHED
-    },
-    "collapse_guard": lambda: markdown(
-        *automatic.guard_cells(load("automatic")["guard"])
-    ),
-    "rise": lambda: markdown(*rise.cells(load("rise"))),
-    "label_noise": lambda: main_job("label_noise"),
-    "label_noise_epochs": lambda: main_job("label_noise_epochs"),
+    "label_noise": lambda: markdown(*verdicts.cells(load("label_noise")["methods"])),
     "radius_0.0005": lambda: heat_map("0.0005"),
     "radius_0.005": lambda: heat_map("0.005"),
     "radius_gains": lambda: markdown(*radius.gains(load(RADIUS_FILE))),
@@ -192,10 +83,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "radius_warmup": lambda: markdown(*radius_warmup.cells(load("radius_warmup"))),
     "lagged_feeding": lambda: markdown(*lagged_feeding.cells(load("lagged_feeding"))),
     **{f"sign_{i}": lambda i=i: signs(i) for i in range(len(sign.PANELS))},
-    "choosing_rho_picks": lambda: markdown(*rho.picks(load("choosing_rho"))),
-    "choosing_rho_moves": lambda: markdown(*rho.movers(load("choosing_rho"))),
-    "choosing_rho": lambda: markdown(*rho.to_use(load("choosing_rho"))),
-    "choosing_rho_rules": lambda: markdown(*rho.all_rules(load("choosing_rho"))),
     "flatness": lambda: markdown(
         *flatness.cells(load("flatness")["methods"], flatness.MEASURES)
     ),

@@ -38,14 +38,8 @@ class Run(NamedTuple):
 # In an order in which what reads the results of another comes after it.
 ALONG = ("--along", "--rho", "0.05,0.1,0.15,0.2,0.25,0.3,0.4")
 RUNS = (
-    Run("label_noise", 65),
-    Run("label_noise_epochs", 90, "label_noise", ("--budget", "epochs")),
-    Run("evidence", 3000),
-    Run("answers", 5),
-    Run("automatic_candidates", 700),
-    Run("automatic", 1300),
-    Run("rise", 600),
-    Run("choosing_rho", 5),
+    Run("label_noise", 100),
+    Run("evidence", 6000),
     Run("radius_digits-75", 100, "radius"),
     Run("radius_along_digits-75", 100, "radius", ALONG),
     Run("best_radius", 110),

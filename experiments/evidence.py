@@ -17,20 +17,6 @@ from experiments.harness import command_line, files
 from experiments.harness.progress import duration
 
 PUBLISHED = Path(__file__).parents[1] / "results"
-METHODS = (
-    "sgd",
-    "sam",
-    "vasso",
-    "friendly_sam",
-    "lagged_vasso",
-    "momentum_sam",
-    "split_sam",
-    "held_rise",
-    "auto_vasso",
-    "auto_lagged_vasso",
-)
-# Those that choose their radius by themselves are tried at one length.
-AUTOMATIC = ("held_rise", "auto_vasso", "auto_lagged_vasso")
 # Methods that contain another one try its best points, too.
 CONTAINS = {"vasso": "sam", "friendly_sam": "sam"}
 # In the order in which they are run.
@@ -110,14 +96,14 @@ def parsed(arguments: list[str] | None) -> Any:
         "evidence",
         __doc__,
         methods=command_line.METHOD_LABELS,
-        default_methods=METHODS,
+        default_methods=command_line.COMPARED,
         tasks=(base + length for base in tasks.TITLES for length in tasks.LENGTHS),
         default_tasks=TASKS,
     )
     parser.add_argument(
         "--searches",
         type=command_line.positive_integer,
-        default=harness.searches.Plan().searches,
+        default=5,
         help="how many searches per unit",
     )
     parser.add_argument(
@@ -141,7 +127,7 @@ def units_of(options: Any) -> list[tuple[str, str]]:
         (task, name)
         for task in options.tasks
         for name in options.methods
-        if name not in AUTOMATIC or not tasks.parted(task)[1]
+        if name not in command_line.AUTOMATIC or not tasks.parted(task)[1]
     ]
 
 
@@ -216,8 +202,53 @@ def do(options: Any, task_name: str, method_name: str, plan: Any) -> None:
     files.write_json(unit_path(options, task_name, method_name), unit)
 
 
-def report(options, units, show):
-    pass
+def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:
+    """Save what the units that are there say; print the table of some tasks."""
+    plan, found = plan_of(options), {}
+    for task, method in units:
+        if unit := saved(options, task, method):
+            row = harness.searches.row(
+                tasks.load(task), harness.methods.METHODS[method], unit
+            )
+            content = found.setdefault(
+                task, {"task": tasks.title(task), "gradients": budget(options, task)}
+            )
+            content.setdefault("methods", {})[method] = row
+    for task in found.keys() & show:
+        title = f"{tasks.title(task)}, {plan.searches} searches per method"
+        harness.tables.show(title, *harness.verdicts.cells(found[task]["methods"]))
+    command_line.save(
+        options,
+        "evidence",
+        {"searches": plan.searches, "tests": plan.tests, "tasks": found},
+        size=sum(
+            round(
+                harness.searches.work_of(
+                    loaded(options, task), harness.methods.METHODS[method], plan
+                )
+            )
+            for task, content in found.items()
+            for method in content["methods"]
+        ),
+        done=sum(len(content["methods"]) for content in found.values()),
+        of=len(units),
+        unit="units",
+        draw=harness.verdicts.FIGURES,
+    )
+
+
+def budget(options: Any, task: str) -> float:
+    """The gradients of every training on a task."""
+    sgd = harness.methods.METHODS["sgd"]
+    return harness.training.gradients_of(loaded(options, task), sgd, "gradients")
+
+
+def published() -> dict[str, Any]:
+    """What the evidence that is published says."""
+    found = files.read_json(PUBLISHED / "evidence.json")
+    if found is None:
+        raise FileNotFoundError(PUBLISHED / "evidence.json")
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ MODULES = (
     "methods",
     "networks",
     "progress",
-    "radius_rules",
     "rows",
     "searches",
     "solutions",
@@ -27,6 +26,7 @@ MODULES = (
     "transformer",
     "tuning",
     "units",
+    "verdicts",
 )
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +31,23 @@ METHOD_LABELS = {
     "momentum_sam": "Momentum-SAM",
     "single_step_sam": "single-step SAM",
 }
+
+
+# Those of the evidence; a method that contains another comes after it.
+COMPARED = (
+    "sgd",
+    "sam",
+    "vasso",
+    "friendly_sam",
+    "lagged_vasso",
+    "momentum_sam",
+    "split_sam",
+    "held_rise",
+    "auto_vasso",
+    "auto_lagged_vasso",
+)
+# Those of them that choose their radius by themselves.
+AUTOMATIC = ("held_rise", "auto_vasso", "auto_lagged_vasso")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -160,7 +177,7 @@ def save(
     done: int,
     of: int,
     unit: str,
-    draw: Callable[[Path, dict[str, Any]], None] | None = None,
+    draw: files.Drawing | Mapping[str, files.Drawing] | None = None,
 ) -> None:
     """Save what is finished, and say truly what was saved.
 
@@ -172,7 +189,8 @@ def save(
       done: how many units are finished.
       of: how many there are.
       unit: what is counted, in the plural.
-      draw: (path, content) -> None writes the figure.
+      draw: (path, content) -> None writes the figure; or several, by what is added to
+        their names.
     """
     if not done:
         print(f"None of {of} {unit} was finished: nothing was saved.", file=sys.stderr)

@@ -85,7 +85,12 @@ def logarithmic(axis: Any) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def curves(ax: Any, rows: dict[str, Any], label: str = "test accuracy (%)") -> None:
+def curves(
+    ax: Any,
+    rows: dict[str, Any],
+    label: str = "test accuracy (%)",
+    legend: bool = True,
+) -> None:
     """A measure over the gradients taken, mean ± standard error."""
     for name, row in rows.items():
         curve, method = row["curve"], style_of(name)
@@ -97,7 +102,8 @@ def curves(ax: Any, rows: dict[str, Any], label: str = "test accuracy (%)") -> N
         )
     ax.set_xlabel("gradients")
     ax.set_ylabel(label)
-    ax.legend(frameon=False, fontsize=8)
+    if legend:
+        ax.legend(frameon=False, fontsize=8)
 
 
 def ranking(
@@ -135,43 +141,36 @@ def ranking(
     ax.set_xlabel(label)
 
 
-def differences(ax: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:
-    """Paired differences with intervals, a line per task and a colour per comparison.
-
-    Args:
-      ax: the axes.
-      rows: each with ``task``, ``compared``, ``mean``, ``interval`` and ``certain``,
-        which fills the marker.
-      tasks: from top to bottom.
-    """
-    kinds = list(dict.fromkeys(row["compared"] for row in rows))
-    for row in rows:
-        number = kinds.index(row["compared"])
-        color = COLORS[number]
-        height = 0.15 * ((len(kinds) - 1) / 2 - number) - tasks.index(row["task"])
-        ax.plot(row["interval"], [height, height], color=color, linewidth=1.5)
-        filling = color if row["certain"] else "white"
-        ax.plot(row["mean"], height, "o", color=color, ms=5, mfc=filling)
-    ax.axvline(0, color="black", linewidth=0.8)
-    # Small differences keep their distances; large ones are drawn closer together.
-    ax.set_xscale("symlog", linthresh=2)
-    ticks = [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20]
+def round_ticks(ax: Any) -> None:
+    """Ticks at round numbers of a symmetric logarithmic axis."""
+    ticks = [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50]
     low, high = ax.get_xlim()
     shown = [tick for tick in ticks if low <= tick <= high]
     ax.set_xticks(shown, [f"{tick:g}".replace("-", "−") for tick in shown])
     ax.minorticks_off()
-    task_axis(ax, tasks)
-    ax.set_xlabel("difference in test accuracy (points)")
-    handles = [
-        plt.Line2D([], [], color=color, marker="o", label=kind)
-        for kind, color in zip(kinds, COLORS, strict=False)
-    ]
+
+
+def legend_below(ax: Any, columns: int) -> None:
+    """A legend under the axes."""
     ax.legend(
-        handles=handles,
         frameon=False,
         fontsize=8,
+        ncols=columns,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.1),
+        bbox_to_anchor=(0.4, -0.12),
+    )
+
+
+def shared_legend(figure: Any, ax: Any, columns: int = 4) -> None:
+    """The legend of one of the axes under all of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=8,
+        ncols=columns,
+        loc="outside lower center",
     )
 
 

@@ -1,13 +1,16 @@
 """Results files: written whole or not at all, and never replaced by a lesser run."""
 
+import functools
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+Drawing = Callable[[Path, dict[str, Any]], None]
 
 
 def check_writable(folder: Path) -> None:
@@ -70,7 +73,7 @@ def save(
     *,
     size: int,
     finished: bool,
-    draw: Callable[[Path, dict[str, Any]], None] | None = None,
+    draw: Drawing | Mapping[str, Drawing] | None = None,
 ) -> list[Path]:
     """Write ``name.json`` and its figure, and replace no finished larger run.
 
@@ -84,7 +87,8 @@ def save(
         added.
       size: gradients of the whole run, as a measure of how much it is worth.
       finished: whether all of it was done.
-      draw: (path, content) -> None writes the figure.
+      draw: (path, content) -> None writes the figure; or several, by what is added to
+        their names.
 
     Returns:
       The files that were written.
@@ -101,11 +105,16 @@ def save(
     } | content
     write_json(path, content)
     written = [path]
-    if draw is not None:
-        picture = path.with_suffix(".png")
-        write_atomically(picture, lambda temporary: draw(temporary, content))
+    drawings = draw if isinstance(draw, Mapping) else {"": draw} if draw else {}
+    for added, one in drawings.items():
+        picture = path.with_name(f"{path.stem}{added}.png")
+        write_atomically(picture, functools.partial(_draw, one, content))
         written.append(picture)
     return written
+
+
+def _draw(draw: Drawing, content: dict[str, Any], path: Path) -> None:
+    draw(path, content)
 
 
 def environment() -> dict[str, Any]:

@@ -126,7 +126,9 @@ def search(
             )
         )
         for point, *scores in zip(points, noisy, clean, test, strict=True):
-            seen.setdefault(tuple(point.values()), []).append([float(s) for s in scores])
+            seen.setdefault(tuple(point.values()), []).append(
+                [float(s) for s in scores]
+            )
         return noisy
 
     found = tuning.search(
@@ -144,8 +146,9 @@ def search(
         | dict(
             zip(
                 ("noisy", "clean", "test"),
-                np.round(np.transpose(seen[tuple(trial.hyperparameters.values())]), 3)
-                .tolist(),
+                np.round(
+                    np.transpose(seen[tuple(trial.hyperparameters.values())]), 3
+                ).tolist(),
                 strict=True,
             )
         )
@@ -154,9 +157,7 @@ def search(
     return {
         "picked": found.picked,
         "tests": [round(float(accuracy), 4) for accuracy in tests.test[:, -1]],
-        "validation": round(
-            float(np.mean(found.trials[found.finalists[0]].scores)), 3
-        ),
+        "validation": round(float(np.mean(found.trials[found.finalists[0]].scores)), 3),
         "on_edge": found.on_edge,
         "best": [found.trials[i].hyperparameters for i in found.finalists[:2]],
         "trials": trials,

@@ -112,26 +112,6 @@ def cells(
     return header, lines
 
 
-def summary_cells(
-    rows: dict[str, Row], references: Sequence[str] = REFERENCES
-) -> tuple[Cells, list[Cells]]:
-    """Header and cells of the same in 80 columns; the results file has the rest.
-
-    The p-value is that of the last reference which the row is compared with.
-    """
-    known = [name for name in references if name in rows]
-    header = ["method", "accuracy (%)"]
-    header += [f"over {rows[name]['label']}" for name in known] + ["p (Holm)"]
-    lines = []
-    for found in rows.values():
-        differences = [found.get("differences", {}).get(name) for name in known]
-        pairs = [difference_cells(difference) for difference in differences]
-        p = next((p for _, p in reversed(pairs) if p), "")
-        gains = [gain for gain, _ in pairs]
-        lines.append([found["label"], mean_and_error(found["last"]), *gains, p])
-    return header, lines
-
-
 def signed(value: float, digits: int = 1) -> str:
     """A difference with its sign."""
     return f"{value:+.{digits}f}".replace("-", "−")

@@ -39,9 +39,9 @@ SMOKE = Plan(tuning.Budget(4, 1, ((2, 2),), widenings=1), seeds=2, again=1)
 
 
 def work_of(task: Task, method: Method, plan: Plan) -> float:
-    """Gradients of a unit that widens nothing, clean labels picking another point."""
+    """Gradients of a unit that widens nothing."""
     gradients = training.gradients_of(task, method, "gradients")
-    work = gradients * (plan.search.trainings + 2 * plan.seeds)
+    work = gradients * (plan.search.trainings + plan.seeds)
     if method.gradients > 1:
         again = plan.search.rungs[-1][0] * plan.again + plan.seeds
         work += again * training.gradients_of(task, method, "epochs")
@@ -114,13 +114,10 @@ def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str,
 
     Returns:
       ``search`` (:func:`tuning.as_json`), and rows of :func:`tables.row`:
-      ``gradients``, ``epochs`` (the same, for methods of one gradient), and
-      ``gradients_clean``, at the hyperparameters that validation examples with true
-      labels would have picked of the same trials.
+      ``gradients``, and ``epochs`` (the same, for methods of one gradient).
     """
     began, before = time.perf_counter(), progress.done
     planned = work_of(task, method, plan)
-    clean: dict[tuple, list[float]] = {}
 
     def measure(
         points: list[dict[str, float]], seeds: list[int], budget: str = "gradients"
@@ -133,11 +130,6 @@ def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str,
             epochs=training.budget_epochs(task, method, budget),
             progress=progress,
         )
-        if budget == "gradients":
-            for point, score in zip(
-                points, trained.clean_validation[:, -1], strict=True
-            ):
-                clean.setdefault(tuple(point.values()), []).append(float(score))
         return trained.noisy_validation[:, -1]
 
     def test(point: dict[str, float], budget: str) -> dict[str, Any]:
@@ -161,13 +153,6 @@ def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str,
         "search": tuning.as_json(found),
         "gradients": test(found.picked, "gradients"),
     }
-    by_clean = _best_of_most_seeds(clean, plan.search.rungs[0][1])
-    clean_point = dict(zip(method.space, by_clean, strict=True))
-    result["gradients_clean"] = (
-        result["gradients"]
-        if clean_point == found.picked
-        else test(clean_point, "gradients")
-    )
     if method.gradients == 1:
         result["epochs"] = result["gradients"]
     else:
@@ -181,9 +166,3 @@ def run(task: Task, method: Method, plan: Plan, progress: Progress) -> dict[str,
     # Whatever was widened or left out, the unit is done.
     progress.advance(before + planned - progress.done)
     return result | {"unit_seconds": round(time.perf_counter() - began, 1)}
-
-
-def _best_of_most_seeds(scores: dict[tuple, list[float]], least: int) -> tuple:
-    """The point with the best mean over ``least`` seeds, of those that have as many."""
-    known = {point: s[:least] for point, s in scores.items() if len(s) >= least}
-    return max(known, key=lambda point: float(np.mean(known[point])))

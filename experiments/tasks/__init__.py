@@ -1,6 +1,6 @@
 """The tasks of the evidence by name; their data need no download.
 
-A name may end in ``-short`` or ``-long``: a third of the epochs, or three times as many.
+A name may end in ``-short`` or ``-long``: a third of the epochs, or thrice as many.
 
 The modules that make them are imported when a task is loaded.
 """
@@ -14,6 +14,8 @@ import numpy as np
 
 TITLES = {
     "digits-0": "digits, true labels",
+    "digits-25": "digits, 25 % random labels",
+    "digits-50": "digits, 50 % random labels",
     "digits-75": "digits, 75 % random labels",
     "digits-asymmetric": "digits, 40 % asymmetric noise",
     "convnet-50": "digits, 50 % random labels, convolutions with batch normalization",
@@ -24,6 +26,8 @@ TITLES = {
     "cancer-40": "breast cancer, 40 % random labels",
     "wine-50": "wine, 50 % random labels",
     "teacher-60": "teacher and student, 60 % random labels",
+    "teacher-tilt": "teacher and student, noise added to the gradients",
+    "text-50": "standard library's text, 50 % random labels",
 }
 LENGTHS = {"-short": 1 / 3, "": 1.0, "-long": 3.0}
 
@@ -48,8 +52,8 @@ class Task(NamedTuple):
       epochs: a whole training of one gradient per step.
       batch: examples per step.
       epochs_per_call: epochs between evaluations.
-      folds: how many seeds in a row share their labels and hold out one part of the pool
-        each, so that together they validate on all of it; 1 draws all anew per seed.
+      folds: how many seeds in a row share their labels and hold out one part of the
+        pool each, so that together they validate on all of it; 1 draws all anew.
       gradient_noise: expected norm of the Gaussian noise that is added to the
         gradients, the same to both gradients of a step; 0 adds none.
     """
@@ -135,6 +139,7 @@ def load(name: str) -> Task:
     base, length = parted(name)
     module, _, variant = base.partition("-")
     room = {"digits": "digits", "convnet": "digits", "mnist1d": "mnist1d"}
+    room |= {"text": "text"}
     room |= {"cancer": "tabular", "wine": "tabular", "teacher": "teacher_student"}
     room |= {"fashion": "fashion"}
     task = importlib.import_module(f"{__name__}.{room[module]}").load(base, variant)

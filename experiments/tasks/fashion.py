@@ -28,9 +28,7 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 def load(name: str, variant: str) -> Task:
     """Fashion-MNIST with a percentage of random labels."""
-    inputs, labels, trained_on = examples(
-        Path(os.environ.get("FASHION_MNIST", FOLDER))
-    )
+    inputs, labels, trained_on = examples(Path(os.environ.get("FASHION_MNIST", FOLDER)))
     return Task(
         name=name,
         inputs=inputs,

@@ -50,11 +50,11 @@ def examples() -> tuple[np.ndarray, np.ndarray]:
         ) from error
 
     # The generator seeds the generators of the whole process.
-    before = random.getstate(), np.random.get_state()
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         made = make_dataset(get_dataset_args())
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        np.random.set_state(before[1])  # noqa: NPY002
     inputs = np.concatenate([made["x"], made["x_test"]]).astype(np.float32)
     return inputs, np.concatenate([made["y"], made["y_test"]]).astype(np.int32)

@@ -48,12 +48,6 @@ def test_every_experiment_is_among_them():
     assert len({run.writes for run in everything.RUNS}) == len(everything.RUNS)
 
 
-def test_what_reads_the_evidence_comes_after_it():
-    order = [run.name for run in everything.RUNS]
-    assert order.index("evidence") < order.index("answers")
-    assert order.index("evidence") < order.index("choosing_rho")
-
-
 def test_it_says_how_long_it_takes_and_runs_what_is_missing(jobs, tmp_path, capsys):
     arguments = ["--runs", str(tmp_path)]
     jobs.interrupt = "second"

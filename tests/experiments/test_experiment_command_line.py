@@ -73,16 +73,15 @@ def test_help_imports_nothing_slow_and_explains_every_option(name):
     out, error = finished.communicate()
     assert finished.returncode == 0, error
     assert "(default: runs)" in " ".join(out.split())
-    assert "--seeds" in out
+    assert "--seeds" in out or "--searches" in out
 
 
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        (label_noise, ["--seeds", "0"], "must be an integer >= 1, got '0'"),
-        (label_noise, ["--seeds", "nan"], "must be an integer >= 1, got 'nan'"),
+        (label_noise, ["--searches", "0"], "must be an integer >= 1, got '0'"),
+        (label_noise, ["--searches", "nan"], "must be an integer >= 1, got 'nan'"),
         (label_noise, ["--methods", "sam,adamw"], "'adamw' is none of sgd, sam"),
-        (label_noise, ["--budget", "time"], "invalid choice: 'time'"),
         (label_noise, ["--radius", "1"], "unrecognized arguments"),
         (label_noise, ["--smoke", "--publish"], "a smoke run is never published"),
         (label_noise, ["--runs", "{file}"], "is not a folder"),

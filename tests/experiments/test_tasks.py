@@ -1,13 +1,18 @@
 """Splits never mix what they must keep apart, and noise is what it says."""
 
+import gzip
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import tasks
-from experiments.tasks import teacher_student, text
+from experiments.tasks import fashion, mnist1d, teacher_student, text
 
-NAMES = ("digits-75", "digits-asymmetric", "cancer-40", "wine-50", "text-50")
+NAMES = (
+    *("digits-75", "digits-asymmetric", "cancer-40", "wine-50", "text-50"),
+    "mnist1d-40",
+)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "teacher-60", "teacher-tilt"])
@@ -33,6 +38,73 @@ def test_a_seed_draws_the_same_split_and_another_seed_another():
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     assert not np.array_equal(first.training, other.training)
     assert not np.array_equal(first.given_labels, other.given_labels)
+
+
+def test_the_folds_of_a_seed_share_labels_and_validate_on_all_of_the_pool():
+    task = tasks.load("wine-50")
+    splits = [tasks.split(task, 4 * 7 + fold) for fold in range(4)]
+    held = np.concatenate([split.validation for split in splits])
+    assert sorted(held) == sorted(task.pool)
+    for split in splits[1:]:
+        np.testing.assert_array_equal(split.given_labels, splits[0].given_labels)
+    another = tasks.split(task, 4 * 8)
+    assert not np.array_equal(another.given_labels, splits[0].given_labels)
+
+
+def test_a_length_changes_the_epochs_and_nothing_else():
+    short, usual, long = (tasks.load(f"digits-75{x}") for x in ("-short", "", "-long"))
+    assert (short.epochs, usual.epochs, long.epochs) == (20, 60, 180)
+    assert (short.title, long.title) == (
+        "digits, 75 % random labels, a third",
+        "digits, 75 % random labels, thrice",
+    )
+    np.testing.assert_array_equal(short.inputs, usual.inputs)
+
+
+def test_mnist1d_leaves_the_random_numbers_of_the_process_alone():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    inputs, labels = mnist1d.examples()
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert inputs.shape == (5000, 40)
+    assert np.bincount(labels).tolist() == [500] * 10
+
+
+@pytest.fixture
+def tiny_fashion(tmp_path, monkeypatch):
+    """Files like those of Fashion-MNIST: 60 and 10 images of 4 x 4 pixels."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 10)):
+        images = random.integers(0, 256, (count, 4, 4))
+        labels = np.arange(count) % 10
+        for kind, values in (("images", images), ("labels", labels)):
+            header = bytes([0, 0, 8, values.ndim])
+            header += np.array(values.shape, ">u4").tobytes()
+            content = gzip.compress(header + values.astype(np.uint8).tobytes())
+            path = tmp_path / f"{part}-{kind}-idx{values.ndim}-ubyte.gz"
+            path.write_bytes(content)
+    monkeypatch.setenv("FASHION_MNIST", str(tmp_path))
+    tasks.load.cache_clear()
+    yield tmp_path
+    tasks.load.cache_clear()
+
+
+def test_fashion_mnist_is_read_and_shrunk_to_means(tiny_fashion):
+    task = tasks.load("fashion-0")
+    assert task.inputs.shape == (70, 4)
+    assert (task.training, task.validation, len(task.test)) == (50, 10, 10)
+    images = fashion.read_idx(tiny_fashion / "train-images-idx3-ubyte.gz")
+    corner = images[3, :2, 2:].mean()
+    others = images[:, :2, 2:].mean((1, 2))
+    assert np.corrcoef(task.inputs[:60, 1], others)[0, 1] == pytest.approx(1)
+    assert corner == others[3]
+    assert task.labels[60:].tolist() == list(range(10))
+
+
+def test_without_its_files_fashion_mnist_says_where_they_are(tiny_fashion):
+    (tiny_fashion / "t10k-labels-idx1-ubyte.gz").unlink()
+    fashion.examples.cache_clear()
+    with pytest.raises(SystemExit, match="install Debian's package dataset-fashion"):
+        tasks.load("fashion-0")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Rows do not touch each other, budgets are in gradients, and a search sees no test."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,6 @@ from experiments.harness import networks, rows, tables, training, units
 from experiments.harness.methods import METHODS, base, describe
 from experiments.harness.progress import Progress
 
-RESULTS = Path(__file__).parents[2] / "results"
 CHOSEN = {
     "learning_rate": 0.1,
     "weight_decay": 1e-3,
@@ -170,22 +166,6 @@ def test_a_row_of_a_table_says_what_was_measured(wine, vasso):
     ]
     assert lines[1][-2:] == ["+0.0 ± 0.0", "1"]
     assert tables.markdown(header, lines).count("\n") == 3
-
-
-def test_a_table_in_a_terminal_fits_into_80_columns(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    content = json.loads((RESULTS / "label_noise.json").read_text())
-    header, lines = tables.summary_cells(content["methods"])
-    assert header == ["method", "accuracy (%)", "over SGD", "over SAM", "p (Holm)"]
-    tables.show("digits", header, lines)
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    for row in content["methods"].values():
-        (line,) = (
-            x for x in printed.splitlines() if x.startswith(f"│ {row['label']} ")
-        )
-        assert tables.mean_and_error(row["last"]) in line
-        assert len(line) <= 80
 
 
 def test_a_unit_searches_and_tests_on_other_seeds(wine, monkeypatch):

@@ -100,6 +100,22 @@ def test_the_best_trials_are_measured_on_all_seeds_and_only_they():
     assert found.picked == found.trials[found.finalists[0]].hyperparameters
 
 
+def test_starts_are_tried_with_what_they_leave_out_from_the_best_so_far():
+    found = tuning.search(
+        SPACE,
+        peak([], rho=0.3, theta=0.2),
+        tuning.Budget(widenings=0),
+        first_seed=0,
+        starts=[{"rho": 0.31}, {"rho": 0.77, "theta": 0.11}],
+    )
+    tried = [trial.hyperparameters for trial in found.trials]
+    first = tried[:12]
+    near = {point["theta"] for point in first}
+    assert tried[12]["rho"] == 0.31
+    assert tried[12]["theta"] in near
+    assert tried[13] == {"rho": 0.77, "theta": 0.11}
+
+
 def test_a_search_is_repeatable():
     found = [
         tuning.search(
