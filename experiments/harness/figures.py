@@ -150,17 +150,6 @@ def round_ticks(ax: Any) -> None:
     ax.minorticks_off()
 
 
-def legend_below(ax: Any, columns: int) -> None:
-    """A legend under the axes."""
-    ax.legend(
-        frameon=False,
-        fontsize=8,
-        ncols=columns,
-        loc="upper center",
-        bbox_to_anchor=(0.4, -0.12),
-    )
-
-
 def shared_legend(figure: Any, ax: Any, columns: int = 4) -> None:
     """The legend of one of the axes under all of them."""
     handles, labels = ax.get_legend_handles_labels()

@@ -62,7 +62,7 @@ class Method:
 
     Attributes:
       label: its name in tables and figures.
-      color: a colour-blind safe colour (Okabe and Ito).
+      color: a colour-blind safe one, of Okabe and Ito or of Tol; no other method has it.
       marker: of Matplotlib.
       gradients: per step, on average.
       own: the ranges of its own hyperparameters.
@@ -140,7 +140,7 @@ METHODS = {
     ),
     "evasso": Method(
         "eVASSO, p = 0.5",
-        "#CC79A7",
+        "#AA4499",
         "v",
         1.5,
         {"rho": RHO, "theta": THETA},
@@ -150,7 +150,7 @@ METHODS = {
     ),
     "asam": Method(
         "ASAM",
-        "#56B4E9",
+        "#44AA99",
         "P",
         2,
         {"rho": Range(0.5, 8.0, least=0.05)},
@@ -158,7 +158,7 @@ METHODS = {
     ),
     "gsam": Method(
         "GSAM",
-        "#009E73",
+        "#999933",
         "X",
         2,
         {"rho": RHO, "alpha": Range(0.03, 1.0, least=1e-3)},
@@ -174,7 +174,7 @@ METHODS = {
     ),
     "auto_vasso": Method(
         "automatic VaSSO",
-        "#D55E00",
+        "#CC79A7",
         "d",
         2,
         {},
@@ -182,7 +182,7 @@ METHODS = {
     ),
     "auto_lagged_vasso": Method(
         "automatic lagged VaSSO",
-        "#8B0000",
+        "#7570B3",
         "p",
         1,
         {},
@@ -190,7 +190,7 @@ METHODS = {
     ),
     "split_sam": Method(
         "split SAM",
-        "#0072B2",
+        "#009E73",
         "d",
         1,
         {"rho": RHO._replace(high=10.0)},
@@ -199,7 +199,7 @@ METHODS = {
     ),
     "held_rise": Method(
         "split SAM, held rise",
-        "#009E73",
+        "#56B4E9",
         "p",
         1,
         {},
@@ -216,7 +216,7 @@ METHODS = {
     ),
     "single_step_sam": Method(
         "single-step SAM",
-        "#7570B3",
+        "#332288",
         ">",
         1,
         {"rho": RHO},

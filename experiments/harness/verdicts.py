@@ -215,7 +215,7 @@ def draw_gains(path: Path, content: dict[str, Any]) -> None:
         "test accuracy less SGD's, in points: mean ± standard error of "
         f"{content['searches']} searches"
     )
-    figures.legend_below(ax, columns=3)
+    figures.shared_legend(figure, ax)
     figures.save(figure, path)
 
 

@@ -12,7 +12,6 @@ from experiments import bouncing, flatness, tasks
 from experiments.harness import solutions, training
 from experiments.harness.methods import METHODS
 from experiments.harness.networks import mlp
-from experiments.label_noise import picked
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def test_vasso_with_theta_one_is_sam(wine):
     method, chosen = flatness.watched("sam")
     watched = training.train(wine, method, [chosen], [0], epochs=6, test=True)
     sam = training.train(
-        wine, METHODS["sam"], [picked("gradients")["sam"]], [0], epochs=6, test=True
+        wine, METHODS["sam"], [flatness.PICKED["sam"]], [0], epochs=6, test=True
     )
     for one, other in zip(
         jax.tree.leaves(watched.params), jax.tree.leaves(sam.params), strict=True
@@ -43,7 +42,7 @@ def test_states_are_shown_after_every_evaluation(wine):
     trained = training.train(
         wine,
         METHODS["sgd"],
-        [picked("gradients")["sgd"]] * 3,
+        [flatness.PICKED["sgd"]] * 3,
         range(3),
         epochs=6,
         test=True,
