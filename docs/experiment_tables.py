@@ -67,6 +67,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for name, make in (
             ("tasks", verdicts.of_all_tasks),
             ("methods", verdicts.of_all_methods),
+            ("splits", verdicts.of_splits),
             ("radii", verdicts.picked_radii),
             ("trials", verdicts.after_trials),
             ("validation", verdicts.known_to_a_user),

@@ -96,7 +96,7 @@ def parsed(arguments: list[str] | None) -> Any:
         "evidence",
         __doc__,
         methods=command_line.METHOD_LABELS,
-        default_methods=command_line.COMPARED,
+        default_methods=(*command_line.COMPARED, *command_line.SPLITS),
         tasks=(base + length for base in tasks.TITLES for length in tasks.LENGTHS),
         default_tasks=TASKS,
     )
@@ -128,6 +128,7 @@ def units_of(options: Any) -> list[tuple[str, str]]:
         for task in options.tasks
         for name in options.methods
         if name not in command_line.AUTOMATIC or not tasks.parted(task)[1]
+        if name not in command_line.SPLITS or task in command_line.SPLIT_TASKS
     ]
 
 

@@ -30,6 +30,13 @@ METHOD_LABELS = {
     "held_rise": "split SAM, held rise",
     "momentum_sam": "Momentum-SAM",
     "single_step_sam": "single-step SAM",
+    "split_64": "split SAM, 1/64",
+    "split_32": "split SAM, 1/32",
+    "split_4": "split SAM, 1/4",
+    "split_2": "split SAM, 1/2",
+    "split_vasso": "split VaSSO",
+    "split_friendly_sam": "split Friendly SAM",
+    "split_asam": "split ASAM",
 }
 
 
@@ -46,6 +53,17 @@ COMPARED = (
     "auto_vasso",
     "auto_lagged_vasso",
 )
+# Other shares of the batch for the ascent, and other ascents; on these tasks alone.
+SPLITS = (
+    "split_64",
+    "split_32",
+    "split_4",
+    "split_2",
+    "split_vasso",
+    "split_friendly_sam",
+    "split_asam",
+)
+SPLIT_TASKS = ("mnist1d-40", "mnist1d-0")
 # Those of them that choose their radius by themselves.
 AUTOMATIC = ("held_rise", "auto_vasso", "auto_lagged_vasso")
 

@@ -5,6 +5,7 @@ the learning rate falls to 0 along a half cosine.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Method:
 
     Attributes:
       label: its name in tables and figures.
-      color: a colour-blind safe one, of Okabe and Ito or of Tol; no other method has it.
+      color: colour-blind safe (Okabe and Ito, Tol), and of this method alone.
       marker: of Matplotlib.
       gradients: per step, on average.
       own: the ranges of its own hyperparameters.
@@ -222,6 +223,28 @@ METHODS = {
         {"rho": RHO},
         lambda b, h, s: ov.lagged(b, ov.sam_perturb(h["rho"])),
     ),
+}
+# Split batches with other shares for the ascent, and with other ascents.
+METHODS |= {
+    f"split_{parts}": dataclasses.replace(
+        METHODS["split_sam"],
+        label=f"split SAM, 1/{parts}",
+        makers=functools.partial(ov.train.split_batch, 1 / parts),
+    )
+    for parts in (64, 32, 4, 2)
+} | {
+    f"split_{name}": dataclasses.replace(
+        METHODS[name],
+        label=f"split {METHODS[name].label}",
+        gradients=1,
+        own=METHODS[name].own | {"rho": wider},
+        makers=ov.train.split_batch,
+    )
+    for name, wider in (
+        ("vasso", RHO._replace(high=10.0)),
+        ("friendly_sam", RHO._replace(high=10.0)),
+        ("asam", Range(0.5, 50.0, least=0.05)),
+    )
 }
 assert METHODS.keys() == METHOD_LABELS.keys()
 

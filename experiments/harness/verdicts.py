@@ -13,7 +13,12 @@ from experiments.harness import (
     statistics as between,
     tables,
 )
-from experiments.harness.command_line import AUTOMATIC, COMPARED
+from experiments.harness.command_line import (
+    AUTOMATIC,
+    COMPARED,
+    SPLIT_TASKS,
+    SPLITS,
+)
 
 
 def gain(rows: dict[str, Any], method: str, over: str = "sgd") -> dict[str, float]:
@@ -50,10 +55,10 @@ def main_tasks(content: dict[str, Any]) -> dict[str, Any]:
 def of_all_tasks(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Accuracy of every method on every task, the highest mean of a task in bold."""
     found = content["tasks"]
-    labels = {n: r["label"] for t in found.values() for n, r in t["methods"].items()}
+    labels = {n: methods.METHODS[n].label for n in COMPARED}
     lines = []
     for task in found.values():
-        rows = task["methods"]
+        rows = {n: row for n, row in task["methods"].items() if n in labels}
         best = max(row["accuracy"]["mean"] for row in rows.values())
         line = [task["task"], f"{task['gradients']:,.0f}"]
         for name in labels:
@@ -100,6 +105,26 @@ def of_all_methods(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]
         lines.append(line)
     counted = "above, level, below"
     return ["method", "over SGD", counted, "over SAM", counted, "collapsed"], lines
+
+
+def of_splits(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Other shares of the batch for the ascent, and other ascents on split batches."""
+    found = {n: content["tasks"][n] for n in SPLIT_TASKS if n in content["tasks"]}
+    header, lines = ["method"], []
+    for task in found.values():
+        header += [f"{task['task']} (%)", "over SGD"]
+    for name in ("sgd", "sam", "split_sam", *SPLITS):
+        line = [methods.METHODS[name].label]
+        line[0] += ", 1/8" if name == "split_sam" else ""
+        for task in found.values():
+            if name not in task["methods"]:
+                line += ["", ""]
+                continue
+            line.append(tables.mean_and_error(task["methods"][name]["accuracy"]))
+            gained = gain(task["methods"], name)
+            line.append("" if name == "sgd" else tables.plus_minus(gained))
+        lines.append(line)
+    return header, lines
 
 
 def sign(difference: dict[str, float], count: int) -> int:
@@ -154,7 +179,7 @@ def known_to_a_user(content: dict[str, Any]) -> tuple[list[str], list[list[str]]
     """How far validation tells the methods apart, and what true labels would give."""
     lines = []
     for task in main_tasks(content).values():
-        rows = task["methods"]
+        rows = {n: row for n, row in task["methods"].items() if n in COMPARED}
         scores = {name: statistics.fmean(r["validation"]) for name, r in rows.items()}
         accuracy = {name: row["accuracy"]["mean"] for name, row in rows.items()}
         best = max(scores, key=lambda name: scores[name])
