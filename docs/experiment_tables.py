@@ -73,6 +73,12 @@ TABLES: dict[str, Callable[[], str]] = {
             ("validation", verdicts.known_to_a_user),
         )
     },
+    **{
+        f"evidence_over_{over}": lambda o=over: markdown(
+            *verdicts.of_all_gains(load("evidence"), o)
+        )
+        for over in ("sgd", "sam")
+    },
     "label_noise": lambda: markdown(*verdicts.cells(load("label_noise")["methods"])),
     "radius_0.0005": lambda: heat_map("0.0005"),
     "radius_0.005": lambda: heat_map("0.005"),

@@ -71,6 +71,25 @@ def of_all_tasks(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["task", "gradients", *labels.values()], lines
 
 
+def of_all_gains(
+    content: dict[str, Any], over: str
+) -> tuple[list[str], list[list[str]]]:
+    """What every method gains over another on every task, search by search."""
+    found = content["tasks"]
+    names = [name for name in COMPARED if name not in ("sgd", over)]
+    lines = []
+    for task in found.values():
+        rows = task["methods"]
+        gains = [
+            tables.plus_minus(gain(rows, name, over))
+            if name in rows and over in rows
+            else ""
+            for name in names
+        ]
+        lines.append([task["task"], *gains])
+    return ["task", *(methods.METHODS[name].label for name in names)], lines
+
+
 def of_all_methods(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """What each method gains over SGD and SAM, over all tasks at their own length.
 
