@@ -64,8 +64,8 @@ SPLITS = (
     "split_asam",
 )
 SPLIT_TASKS = ("mnist1d-40", "mnist1d-0")
-# Those of them that choose their radius by themselves.
-AUTOMATIC = ("held_rise", "auto_vasso", "auto_lagged_vasso")
+# Those of them that are tried at one length of training alone.
+ONE_LENGTH = ("auto_vasso", "auto_lagged_vasso")
 
 
 class Interrupted(KeyboardInterrupt):

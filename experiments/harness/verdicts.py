@@ -14,7 +14,7 @@ from experiments.harness import (
     tables,
 )
 from experiments.harness.command_line import (
-    AUTOMATIC,
+    ONE_LENGTH,
     COMPARED,
     SPLIT_TASKS,
     SPLITS,
@@ -280,7 +280,7 @@ def draw_lengths(path: Path, content: dict[str, Any]) -> None:
     for ax, (base, some) in zip(axes.flat, series.items(), strict=True):
         for name in COMPARED[1:]:
             shown = [task for task in some if name in task["methods"]]
-            if name in AUTOMATIC or not shown:
+            if name in ONE_LENGTH or not shown:
                 continue
             gains = [gain(task["methods"], name) for task in shown]
             figures.points(
