@@ -14,8 +14,8 @@ from experiments.harness import (
     tables,
 )
 from experiments.harness.command_line import (
-    ONE_LENGTH,
     COMPARED,
+    ONE_LENGTH,
     SPLIT_TASKS,
     SPLITS,
 )
