@@ -127,7 +127,6 @@ def units_of(options: Any) -> list[tuple[str, str]]:
         (task, name)
         for task in options.tasks
         for name in options.methods
-        if name not in command_line.ONE_LENGTH or not tasks.parted(task)[1]
         if name not in command_line.SPLITS or task in command_line.SPLIT_TASKS
     ]
 

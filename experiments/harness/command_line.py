@@ -50,8 +50,6 @@ COMPARED = (
     "momentum_sam",
     "split_sam",
     "held_rise",
-    "auto_vasso",
-    "auto_lagged_vasso",
 )
 # Other shares of the batch for the ascent, and other ascents; on these tasks alone.
 SPLITS = (
@@ -64,8 +62,6 @@ SPLITS = (
     "split_asam",
 )
 SPLIT_TASKS = ("mnist1d-40", "mnist1d-0")
-# Those of them that are tried at one length of training alone.
-ONE_LENGTH = ("auto_vasso", "auto_lagged_vasso")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -15,7 +15,6 @@ from experiments.harness import (
 )
 from experiments.harness.command_line import (
     COMPARED,
-    ONE_LENGTH,
     SPLIT_TASKS,
     SPLITS,
 )
@@ -280,7 +279,7 @@ def draw_lengths(path: Path, content: dict[str, Any]) -> None:
     for ax, (base, some) in zip(axes.flat, series.items(), strict=True):
         for name in COMPARED[1:]:
             shown = [task for task in some if name in task["methods"]]
-            if name in ONE_LENGTH or not shown:
+            if not shown:
                 continue
             gains = [gain(task["methods"], name) for task in shown]
             figures.points(
@@ -318,7 +317,7 @@ def draw_trials(path: Path, content: dict[str, Any]) -> None:
     for ax, task in zip(axes.flat, chosen.values(), strict=False):
         for name in COMPARED:
             row = task["methods"].get(name)
-            if row is None or name in ("auto_vasso", "auto_lagged_vasso"):
+            if row is None:
                 continue
             values = [row["after_trials"][str(count)] for count in counts]
             figures.points(
