@@ -9,12 +9,12 @@ import numpy as np
 from benchmarks.stored import Rows, load
 from experiments.harness import figures as shared, methods
 
-# Of what is no method of the experiments; those have their own colour everywhere.
-COLORS = ("#009E73", "#E69F00", "#999999")
-OWN = {method.label: method.color for method in methods.METHODS.values()} | {
-    "VaSSO's chain": methods.METHODS["vasso"].color
+# Of methods the colour that they have everywhere, of other things shades.
+OTHERS = ("optax.adam", "the same, plainly", "optax.contrib.sam, opaque")
+COLORS = dict(zip(OTHERS, shared.shades(len(OTHERS)), strict=True)) | {
+    method.label: method.color for method in methods.METHODS.values()
 }
-OURS, THEIRS = "#0072B2", "#CC79A7"  # JAX and PyTorch
+COLORS["VaSSO's chain"] = COLORS["VaSSO"]
 
 
 def series(rows: Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
@@ -31,31 +31,38 @@ def series(rows: Rows, axis: str, key: str) -> dict[str, tuple[Any, Any]]:
 def scaling(path: Path) -> None:
     """Time and compilation over parameters, leaves and blocks."""
     rows = load("scaling")["rows"]
-    figure, axes = shared.panels(1, 3, width=4.0)
+    figure, axes = shared.panels(1, 3, height=2.8)
     chosen = (
         ("parameters", "milliseconds", "parameters", "milliseconds per step"),
         ("leaves", "compile_s", "leaves of a chain", "seconds to compile"),
         ("blocks", "compile_s", "blocks of a transformer", "seconds to compile"),
     )
+    lines: dict[str, dict[str, Any]] = {}
     for ax, (axis, key, x_label, y_label) in zip(axes.flat, chosen, strict=True):
-        lines = series(rows, axis, key)
-        others = iter(COLORS)
-        for label, (sizes, values) in lines.items():
-            color = OWN.get(label) or next(others)
-            ax.loglog(sizes, values, "o-", color=color, label=label, markersize=4)
-        ax.set_xlabel(x_label)
-        ax.set_ylabel(y_label)
-        ax.legend(frameon=False, fontsize=7)
+        for label, (sizes, values) in series(rows, axis, key).items():
+            dashed = "--" if label in OTHERS else "-"
+            (line,) = ax.plot(
+                sizes, values, marker="o", ls=dashed, color=COLORS[label], ms=3
+            )
+            lines.setdefault(axis, {})[label] = line
+        ax.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        shared.logarithmic(ax.yaxis)
+    blocks = [1, 4, 12, 24]
+    axes[0, 2].set_xticks(blocks, [str(number) for number in blocks])
+    axes[0, 2].xaxis.minorticks_off()
+    axes[0, 1].legend(lines["leaves"].values(), lines["leaves"], loc="upper left")
+    steps = lines["parameters"]
+    figure.legend(steps.values(), steps, ncols=5, loc="outside lower center")
     shared.save(figure, path)
 
 
 def limits(path: Path) -> None:
     """Shares of the bandwidth over leaves."""
     rows = load("limits")["rows"]
-    figure, axes = shared.panels(1, 1, width=5.0)
+    figure, axes = shared.panels(1, 1, height=2.8)
     ax = axes[0, 0]
     for name, chain in (("vasso", "VaSSO"), ("sam", "SAM")):
-        color = shared.style_of(name).color
+        method = shared.style_of(name)
         points = [
             (int(key.split(", ")[1].split()[0]), row["share"])
             for key, row in rows.items()
@@ -63,53 +70,62 @@ def limits(path: Path) -> None:
         ]
         leaves, shares = zip(*points, strict=True)
         low, median, high = 100 * np.array(shares).T
-        ax.plot(leaves, median, "o-", color=color, label=chain)
-        ax.fill_between(leaves, low, high, color=color, alpha=0.2, lw=0)
-    ax.axhline(85, color="black", lw=0.8, ls=":")
+        ax.plot(leaves, median, marker=method.marker, color=method.color, label=chain)
+        ax.fill_between(leaves, low, high, color=method.color, alpha=0.15, lw=0)
+    label = "6/7: VaSSO's average is read twice"
+    ax.axhline(600 / 7, color="0.4", lw=0.8, ls="--", zorder=0, label=label)
     ax.set_xscale("log")
+    ax.set_xticks(leaves, [f"{number:,}" for number in leaves])
+    ax.xaxis.minorticks_off()
     ax.set_ylim(0, None)
     ax.set_xlabel("leaves of 4 M parameters")
     ax.set_ylabel("share of the bandwidth limit (%)")
-    ax.legend(frameon=False)
+    ax.legend(loc="lower left")
     shared.save(figure, path)
 
 
 def peers(path: Path) -> None:
-    """Time per step of each library, over ours."""
-    rows = load("peers")["rows"]
-    kinds = {
-        name.split(": ")[0]: None for name, row in rows.items() if "time / ours" in row
+    """Time per step of each library, over ours, by network."""
+    rows = {
+        name: row["time / ours"]
+        for name, row in load("peers")["rows"].items()
+        if row.get("time / ours", [1, 1, 1]) != [1, 1, 1]
     }
-    figure, axes = shared.panels(-(-len(kinds) // 2), 2, width=5.4, height=2.7)
-    for ax in axes.flat[len(kinds) :]:
-        ax.set_visible(False)
-    for ax, kind in zip(axes.flat, kinds, strict=False):
-        bars = {
-            name.removeprefix(f"{kind}: "): row["time / ours"]
-            for name, row in rows.items()
-            if name.startswith(f"{kind}: ") and row["time / ours"] != [1, 1, 1]
-        }
-        low, median, high = np.array(list(bars.values())).T
-        heights = np.arange(len(bars))[::-1]
-        colors = [THEIRS if "orch" in name else OURS for name in bars]
-        ax.barh(heights, median, color=colors, height=0.6)
+    networks = list(dict.fromkeys(name.split(": ")[0] for name in rows))
+    libraries = list(dict.fromkeys(name.split(": ", 1)[1] for name in rows))
+    figure, axes = shared.panels(1, 1, height=3.2)
+    ax = axes[0, 0]
+    looks = zip(shared.shades(len(networks)), shared.MARKERS, strict=True)
+    shifts = -shared.dodged(len(networks), 0.7)
+    for network, shift, look in zip(networks, shifts, looks, strict=True):
+        there = [i for i, name in enumerate(libraries) if f"{network}: {name}" in rows]
+        shares = [rows[f"{network}: {libraries[i]}"] for i in there]
+        low, median, high = np.array(shares).T
         ax.errorbar(
-            *(median, heights),
+            median,
+            [shift - i for i in there],
             xerr=[median - low, high - median],
-            fmt="none",
-            color="black",
-            lw=0.8,
+            color=look[0],
+            marker=look[1],
+            markersize=4,
+            linestyle="",
+            linewidth=0.8,
+            capsize=1.5,
+            label=network,
         )
-        ax.set_yticks(heights, list(bars), fontsize=7)
-        ax.axvline(1, color="black", lw=0.8, ls=":")
-        ax.set_xlabel("time of a step / ours")
-        ax.set_title(kind, fontsize=9)
+    ax.axvline(1, color="0.4", lw=0.8, zorder=0)
+    ax.set_yticks(range(0, -len(libraries), -1), libraries)
+    ax.set_xlabel("time of a step, that of optax_vasso = 1")
+    shared.shared_legend(figure, ax, columns=2)
     shared.save(figure, path)
+
+
+FIGURES = (limits, peers, scaling)
 
 
 def draw(folder: Path) -> Iterator[Path]:
     """Every figure whose result file is there."""
-    for make in (limits, peers, scaling):
+    for make in FIGURES:
         path = folder / f"{make.__name__}.png"
         try:
             make(path)

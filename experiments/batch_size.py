@@ -210,20 +210,20 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     figures, standard_error = harness.figures, harness.statistics.standard_error
     sizes = [int(size) for size in content["sizes"]]
     rows = [budgets["gradients"] for budgets in content["sizes"].values()]
-    figure, axes = figures.panels(1, 4, width=3.4, height=3.2)
+    figure, axes = figures.panels(2, 2, height=2.1)
+    accuracy, *measured = axes.flat
     for name, shift in zip(rows[0], figures.dodged(len(rows[0]), 0.24), strict=True):
         places = np.array(sizes) * np.exp(shift)
         shown = {"label": rows[0][name]["label"], "line": "-"}
-        accuracy = [row[name]["last"] for row in rows]
-        means, errors = ([a[key] for a in accuracy] for key in ("mean", ERROR))
-        figures.points(axes[0, 0], name, places, means, errors, **shown)
-        for ax, key in zip(axes[0, 1:], DRAWN, strict=True):
+        last = [row[name]["last"] for row in rows]
+        means, errors = ([a[key] for a in last] for key in ("mean", ERROR))
+        figures.points(accuracy, name, places, means, errors, **shown)
+        for ax, key in zip(measured, DRAWN, strict=True):
             values = [row[name]["sharpness"][key] for row in rows]
             means, errors = np.mean(values, 1), [standard_error(v) for v in values]
             figures.points(ax, name, places, means, errors, **shown)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    for ax, key in zip(axes[0, 1:], DRAWN, strict=True):
+    accuracy.set_ylabel("test accuracy (%)")
+    for ax, key in zip(measured, DRAWN, strict=True):
         ax.set_ylabel(MEASURES[key])
         if key != "loss_gap":
             figures.logarithmic(ax.yaxis)
@@ -231,14 +231,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         ax.set_xscale("log")
         ax.set_xticks(sizes, [f"{size}" for size in sizes])
         ax.xaxis.minorticks_off()
-        ax.set_xlabel("batch size (images)")
-    noise = content["noise"]
-    labels = f"{noise} % random labels" if noise else "true labels"
-    figure.suptitle(
-        f"Digits, {labels}, {content['matched']} matched, equal gradients: mean ± "
-        f"standard error, {content['seeds']} seeds",
-        fontsize=10,
-    )
+        ax.set_xlabel("batch size (images)" if ax in axes[-1] else "")
+    figures.shared_legend(figure, accuracy)
     figures.save(figure, path)
 
 

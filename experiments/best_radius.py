@@ -131,24 +131,23 @@ def show(content: dict[str, Any]) -> None:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """A panel per dial: accuracy over the radius, a curve per value."""
     figures = harness.figures
-    figure, axes = figures.panels(1, len(DIALS), width=3.6, height=3.4)
-    for ax, (dial, of_values) in zip(axes[0], curves(content).items(), strict=True):
-        for number, (value, points) in enumerate(of_values.items()):
+    figure, axes = figures.panels(2, 2)
+    for ax, (dial, of_values) in zip(axes.flat, curves(content).items(), strict=True):
+        looks = zip(figures.shades(len(of_values)), figures.MARKERS, strict=False)
+        for (value, points), look in zip(of_values.items(), looks, strict=True):
             figures.over_radius(
                 ax,
                 points,
                 label=f"{value:g}",
-                color=figures.COLORS[number],
+                color=look[0],
+                marker=look[1],
                 dashed=value == REFERENCE[dial],
             )
-        ax.set(title=dial, ylim=(0, 100))
-        ax.legend(frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel("validation accuracy (%)")
-    figure.suptitle(
-        f"Digits, an MLP, SAM; dashed: the reference, the same in all panels. Mean ± "
-        f"standard error over {content['seeds']} seeds; ring: the best radius",
-        fontsize=10,
-    )
+        if of_values:
+            ax.legend(loc="lower left")
+        ax.set_title(dial)
+        ax.set_ylabel("validation accuracy (%)" if ax in axes[:, 0] else "")
+        ax.set_xlabel("radius ρ" if ax in axes[-1] else "")
     figures.save(figure, path)
 
 

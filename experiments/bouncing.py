@@ -108,16 +108,18 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """The iterates along the two sharpest directions, step by step."""
     figures, row = harness.figures, content["settings"][0]
-    figure, axes = figures.panels(1, 1, width=5.6, height=3.2)
+    figure, axes = figures.panels(1, 1, height=2.4)
     ax, level = axes[0, 0], row["closed_form"] / row["rho"]
-    for i, (marker, color) in enumerate((("o", "#0072B2"), ("s", "#999999"))):
+    for i, face in enumerate((None, "white")):
         ax.plot(
             range(1, len(row["path"]) + 1),
             [point[i] / row["rho"] for point in row["path"]],
-            marker=marker,
+            marker="so"[i],
             markersize=3,
+            markerfacecolor=face,
             linewidth=0.8,
-            color=color,
+            linestyle=("-", ":")[i],
+            color=figures.style_of("sam").color,
             label=f"along the eigenvector of λ = {content['eigenvalues'][i]:g}",
         )
     for sign in (1, -1):
@@ -130,15 +132,11 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         textcoords="offset points",
         ha="right",
         va="bottom",
-        fontsize=9,
     )
     ax.set_ylim(-4 * level, 4 * level)
     ax.set_xlabel("step")
     ax.set_ylabel("distance from the minimum,\nin units of the radius ρ")
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
-    ax.set_title(
-        f"SAM on a quadratic, η = {row['eta']:g}, ρ = {row['rho']:g}", fontsize=10
-    )
+    ax.legend(loc="lower right")
     figures.save(figure, path)
 
 

@@ -164,9 +164,9 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """Accuracy on each domain while it is the unseen one, and the average."""
     figures, rows = harness.figures, content["gradients"]
-    figure, axes = figures.panels(1, 2, width=5.6, height=3.8)
+    figure, axes = figures.panels(1, 2, height=3.0)
     names = [f"{angle}°" for angle in content["angles"]]
-    for name, shift in zip(rows, figures.dodged(len(rows)), strict=True):
+    for name, shift in zip(rows, figures.dodged(len(rows), 0.7), strict=True):
         domains = list(rows[name]["domains"].values())
         figures.points(
             axes[0, 0],
@@ -174,22 +174,15 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             [place + shift for place in range(len(domains))],
             [domain["mean"] for domain in domains],
             [domain["standard_error"] for domain in domains],
-            label=rows[name]["label"],
         )
     axes[0, 0].set_xticks(range(len(names)), names)
-    axes[0, 0].set_xlabel("unseen domain: rotation of the digits that are tested")
+    axes[0, 0].set_xlabel("rotation of the unseen domain")
     axes[0, 0].set_ylabel("accuracy on the unseen domain (%)")
-    axes[0, 0].legend(frameon=False, fontsize=8)
     figures.ranking(
         axes[0, 1],
         {name: row | {"last": row["average"]} for name, row in rows.items()},
         {n: r | {"last": r["average"]} for n, r in content["epochs"].items()},
-        label="accuracy on the unseen domain, average over six (%)",
-    )
-    figure.suptitle(
-        "Rotated digits, equal gradients (hollow: equal epochs): mean ± standard "
-        f"error, {content['seeds']} seeds",
-        fontsize=10,
+        label="average over the domains (%)",
     )
     figures.save(figure, path)
 

@@ -33,7 +33,6 @@ PICKED: dict[str, dict[str, float]] = {
 METHODS = tuple(PICKED)
 RADIUS = 0.1  # of the ball in which all solutions are compared
 SMOOTHING = 0.4  # θ where VaSSO is compared with SAM at SAM's hyperparameters
-SMOOTHED_COLOR = "#CC79A7"
 FOLLOWED = 3  # seeds that are measured while training
 MEASURES = {
     "test_accuracy": ("test accuracy (%)", 1),
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             done=len(found),
             of=len(names),
             unit="methods",
-            draw=draw,
+            draw=FIGURES,
         )
     return 0
 
@@ -224,78 +223,119 @@ def cells(
     return ["", *(row["label"] for row in shown)], lines
 
 
-def draw(path: Path, content: dict[str, Any]) -> None:
-    """The loss around the solutions; spectra, gaps, adversaries, and how it came."""
+def style(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Colour, line and label of a method; VaSSO is dashed at SAM's hyperparameters."""
+    method = harness.methods.METHODS["vasso" if name == "smoothed" else name]
+    line = "--" if name == "smoothed" else "-"
+    return {"color": method.color, "linestyle": line, "label": row["label"]}
+
+
+def solved(content: dict[str, Any]) -> dict[str, Any]:
+    """The methods whose solutions were measured."""
+    return {n: row for n, row in content["methods"].items() if "solutions" in row}
+
+
+def draw_planes(path: Path, content: dict[str, Any]) -> None:
+    """The loss around one solution of each method."""
     import numpy as np
 
-    figures, found = harness.figures, content["methods"]
-    solved = {name: row for name, row in found.items() if "solutions" in row}
-    figure, axes = figures.panels(2, 4, width=3.4, height=3.1)
-    figures.planes(
+    found = solved(content)
+    figure, axes = harness.figures.panels(1, len(found), height=2.0)
+    harness.figures.planes(
         axes[0],
-        {row["label"]: np.array(row["plane"]) for row in solved.values()},
-        "rise of the training loss (nats)",
+        {row["label"]: np.array(row["plane"]) for row in found.values()},
+        "rise of the loss (nats)",
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1],
     )
-    spectrum, gap, move, over = axes[1]
-    for name, row in found.items():
-        color = SMOOTHED_COLOR if name == "smoothed" else figures.style_of(name).color
-        style = {"color": color, "label": row["label"]}
-        if "moves" in row:
-            move.plot(row["moves"]["gradients"], row["moves"]["mean"], **style)
-        if name not in solved:
-            continue
+    harness.figures.save(figure, path)
+
+
+def draw(path: Path, content: dict[str, Any]) -> None:
+    """Spectra of the solutions, and their gaps over their traces."""
+    import numpy as np
+
+    figures = harness.figures
+    figure, axes = figures.panels(1, 2, height=2.8)
+    spectrum, gap = axes[0]
+    for name, row in solved(content).items():
+        look = style(name, row)
         grid, density = map(np.array, row["spectrum"])
         above = np.cumsum((np.diff(grid) * (density[1:] + density[:-1]) / 2)[::-1])
-        spectrum.plot(grid[-2::-1], above, **style)
+        spectrum.plot(grid[-2::-1], above, **look)
         gap.plot(
             [solution["trace"] for solution in row["solutions"]],
             [solution["loss_gap"] for solution in row["solutions"]],
-            linestyle="none",
             marker=figures.style_of(name).marker,
+            markersize=figures.marker_size(figures.style_of(name).marker) + 1,
             markerfacecolor="none",
-            **style,
+            **look | {"linestyle": "none"},
         )
-        gradients, rises = row["over_training"].values()
-        logs = np.log(1e3 * np.array(rises))
-        over.plot(gradients, np.exp(logs.mean(1)), marker=".", **style)
-        over.fill_between(
-            gradients, *np.exp([logs.min(1), logs.max(1)]), color=color, alpha=0.2, lw=0
-        )
-    for ax, ticks in ((spectrum, (0.1, 0.2, 0.5, 1, 2, 5)), (over, None)):
-        ax.set_yscale("log")
-        if ticks:
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    spectrum.set(xlim=(0.1, 6), ylim=(1e-5, 1e-2))
+    spectrum.set(xscale="log", yscale="log", xlim=(0.1, 6), ylim=(1e-5, 1e-3))
+    ticks = (0.1, 0.2, 0.5, 1, 2, 5)
+    spectrum.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    spectrum.minorticks_off()
     spectrum.set_xlabel("eigenvalue λ of the Hessian")
     spectrum.set_ylabel("share of eigenvalues above λ")
     gap.set_xlabel("trace of the Hessian")
     gap.set_ylabel("test minus training loss (nats)")
+    lines = zip(spectrum.lines, gap.lines, strict=True)
+    figure.legend(
+        [pair for pair in lines],
+        [row["label"] for row in solved(content).values()],
+        ncols=4,
+        loc="outside lower center",
+    )
+    figures.save(figure, path)
+
+
+def draw_training(path: Path, content: dict[str, Any]) -> None:
+    """How far the perturbation moves, and sharpness, while training."""
+    import numpy as np
+
+    figures = harness.figures
+    figure, axes = figures.panels(1, 2, height=2.8)
+    move, over = axes[0]
+    for name, row in content["methods"].items():
+        look = style(name, row)
+        if "moves" in row:
+            move.plot(row["moves"]["gradients"], row["moves"]["mean"], **look)
+        if "over_training" in row:
+            gradients, rises = row["over_training"].values()
+            logs = np.log(1e3 * np.array(rises))
+            low, high = np.exp([logs.min(1), logs.max(1)])
+            over.plot(gradients, np.exp(logs.mean(1)), marker=".", **look)
+            over.fill_between(
+                gradients, low, high, color=look["color"], alpha=0.15, lw=0
+            )
     move.axhline(2**0.5, color="0.6", linewidth=0.8, zorder=0)
     move.text(
-        *(1, 2**0.5, "√2, unrelated directions"),
+        *(1, 2**0.5 + 0.06, "√2, unrelated directions"),
         ha="right",
         va="bottom",
-        fontsize=7,
         transform=move.get_yaxis_transform(),
     )
-    move.set_ylim(0, 1.7)
+    move.set_ylim(0, 1.8)
     move.set_ylabel("move of the perturbation,\n‖ε$_t$ − ε$_{t−1}$‖/ρ")
+    over.set_yscale("log")
     over.set_yticks([10, 20, 50], ["10", "20", "50"])
+    over.minorticks_off()
     over.set_ylabel(
         f"worst rise of the loss\nwithin ρ = {content['radius']} (10⁻³ nats)"
     )
-    for ax in axes[1]:
-        ax.minorticks_off()
     for ax in (move, over):
         ax.set_xlabel("gradients")
     lines = {line.get_label(): line for ax in (over, move) for line in ax.lines}
-    shown = {row["label"]: lines[row["label"]] for row in found.values()}
+    shown = [row["label"] for row in content["methods"].values()]
     figure.legend(
-        shown.values(), shown, loc="outside lower center", ncols=5, frameon=False
+        [lines[label] for label in shown],
+        shown,
+        ncols=5,
+        loc="outside lower center",
     )
     figures.save(figure, path)
+
+
+FIGURES = {"": draw, "_planes": draw_planes, "_training": draw_training}
 
 
 if __name__ == "__main__":

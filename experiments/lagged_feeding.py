@@ -100,28 +100,25 @@ def show(content: dict[str, Any]) -> None:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """A panel per task: accuracy over the radius, a curve per period and θ."""
     figures, panels = harness.figures, content["panels"]
-    figure, axes = figures.panels(1, len(panels), width=4.6)
+    figure, axes = figures.panels(1, len(panels), height=2.8)
+    looks = list(zip(figures.shades(len(PERIODS)), figures.MARKERS, strict=False))
     for ax, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        for number, (name, points) in enumerate(
-            harness.grids.parted(panel["points"], PERIODS).items()
-        ):
+        parts = harness.grids.parted(panel["points"], PERIODS)
+        for (name, points), (color, marker) in zip(parts.items(), looks, strict=True):
             thetas = dict.fromkeys(p["hyperparameters"]["theta"] for p in points)
             for theta in thetas:
                 figures.over_radius(
                     ax,
                     [p for p in points if p["hyperparameters"]["theta"] == theta],
                     label=f"{name}, θ = {theta:g}",
-                    color=figures.COLORS[number],
+                    color=color,
+                    marker=marker,
                     dashed=theta != next(iter(thetas)),
                 )
-        ax.set(title=title, ylim=(0, 100))
+        ax.set_title(title)
+        ax.tick_params(labelleft=ax is axes[0, 0])
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    axes[0, 0].legend(frameon=False, fontsize=8, title="clean gradient")
-    figure.suptitle(
-        f"Lagged VaSSO on digits: mean ± standard error over {content['seeds']} seeds; "
-        "ring: the best radius",
-        fontsize=10,
-    )
+    figures.shared_legend(figure, axes[0, 0], columns=3, title="clean gradient")
     figures.save(figure, path)
 
 

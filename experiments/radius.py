@@ -137,9 +137,8 @@ def gains(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             own = {k: point["hyperparameters"][k] for k in ("rho", "theta")}
             accuracy = harness.tables.mean_and_error(point["accuracy"])
             line.append(f"{accuracy} ({describe(own)})")
-        line.append(harness.tables.plus_minus(difference))
-        lines.append([*line, harness.tables.p_value(difference["p"])])
-    return ["", "best (%)", "best of SAM (%)", "difference", "p"], lines
+        lines.append([*line, harness.tables.plus_minus(difference)])
+    return ["", "best (%)", "best of SAM (%)", "difference"], lines
 
 
 def show(content: dict[str, Any]) -> None:
@@ -158,12 +157,10 @@ def draw(path: Path, content: dict[str, Any], along: bool = False) -> None:
     """A heat map per weight decay."""
     figures, panels = harness.figures, content["panels"]
     rows = by_theta(next(iter(panels.values())))
-    columns = len(next(iter(rows.values())))
-    width, height = 1.4 + 0.62 * columns, 1.5 + 0.5 * len(rows)
-    figure, axes = figures.panels(1, len(panels), width, height)
+    figure, axes = figures.panels(1, len(panels), height=0.8 + 0.36 * len(rows))
     for ax, (title, panel) in zip(axes[0], panels.items(), strict=True):
         rows = by_theta(panel)
-        image = figures.heat_map(
+        figures.heat_map(
             ax,
             [[point["accuracy"] for point in points] for points in rows.values()],
         )
@@ -172,14 +169,10 @@ def draw(path: Path, content: dict[str, Any], along: bool = False) -> None:
             range(len(some)), [f"{p['hyperparameters']['rho']:g}" for p in some]
         )
         ax.set_yticks(range(len(rows)), map(label, rows))
-        radius = "radius along the gradient r" if along else "radius ρ"
-        ax.set(xlabel=radius, ylabel="smoothing θ", title=title)
-    figure.colorbar(image, ax=axes, label="validation accuracy (%)")
-    figure.suptitle(
-        f"{panel['task']}: {content['split']}, {content['seeds']} seeds per point; "
-        "hatched: some collapsed",
-        fontsize=10,
-    )
+        ax.tick_params(labelleft=ax is axes[0, 0])
+        ax.set(xlabel="length along the gradient r" if along else "radius ρ")
+        ax.set_title(title)
+    axes[0, 0].set_ylabel("smoothing θ")
     figures.save(figure, path)
 
 

@@ -108,23 +108,16 @@ def show(content: dict[str, Any]) -> None:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """A panel per θ: accuracy over the radius, a curve per warm-up."""
     figures, panels = harness.figures, content["panels"]
-    figure, axes = figures.panels(1, len(panels), width=4.0)
+    figure, axes = figures.panels(1, len(panels), height=2.6)
+    looks = list(zip(figures.shades(len(WARMUPS)), figures.MARKERS, strict=False))
     for ax, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        for number, (name, points) in enumerate(
-            harness.grids.parted(panel["points"], WARMUPS).items()
-        ):
-            color = figures.COLORS[number]
-            figures.over_radius(ax, points, label=name, color=color)
-        ax.set(title=title, ylim=(0, 100))
+        parts = harness.grids.parted(panel["points"], WARMUPS)
+        for (name, points), (color, marker) in zip(parts.items(), looks, strict=True):
+            figures.over_radius(ax, points, label=name, color=color, marker=marker)
+        ax.set_title(title)
+        ax.tick_params(labelleft=ax is axes[0, 0])
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    axes[0, -1].legend(
-        frameon=False, fontsize=8, title="ρ grows over", loc="lower left"
-    )
-    figure.suptitle(
-        f"{panel['task']}: mean ± standard error over {content['seeds']} seeds; "
-        "ring: the best radius",
-        fontsize=10,
-    )
+    figures.shared_legend(figure, axes[0, 0], title="ρ grows over")
     figures.save(figure, path)
 
 

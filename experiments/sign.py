@@ -221,35 +221,41 @@ def cells(panel: dict[str, list[Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """Accuracy over θ: a column per task, a row per learning rate."""
+    """Accuracy over the learning rate, a panel per task."""
     figures, panels = harness.figures, content["panels"]
-    rates = settings(next(iter(panels.values())), "learning_rate")
-    figure, axes = figures.panels(len(rates), len(panels), width=3.0, height=2.2)
-    colors = {"with": "#8B0000", "against": "#999999", "slope": "#0072B2"}
-    for column, (title, panel) in zip(axes.T, panels.items(), strict=True):
-        thetas = settings(panel, "theta")
-        for ax, rate in zip(column, rates, strict=True):
-            for number, (sign, found) in enumerate(panel.items()):
-                points = [best(found, learning_rate=rate, theta=t) for t in thetas]
-                ax.errorbar(
-                    np.arange(len(thetas)) + 0.06 * (number - 1),
-                    [point["mean"] for point in points],
-                    yerr=[point["standard_error"] for point in points],
-                    color=colors[sign],
-                    marker="o",
-                    markersize=4,
-                    capsize=2,
-                    label=SIGNS[sign],
-                )
-            ax.set_xticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
-            if ax in axes[:, 0]:
-                ax.set_ylabel(f"η = {rate:g}\naccuracy (%)")
-        column[0].set_title(title, fontsize=10)
-        column[-1].set_xlabel("smoothing θ")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, ncols=3, loc="outside lower center", frameon=False, fontsize=9
-    )
+    figure, axes = figures.panels(-(-len(panels) // 2), min(2, len(panels)))
+    looks = {
+        "with": ("lagged_vasso", "-"),
+        "against": ("momentum_sam", "-"),
+        "slope": ("lagged_vasso", "--"),
+    }
+    for ax, (title, panel) in zip(axes.flat, panels.items(), strict=False):
+        rates = settings(panel, "learning_rate")
+        shifts = figures.dodged(len(panel), 0.15)
+        for shift, (sign, found) in zip(shifts, panel.items(), strict=True):
+            chosen = [best(found, learning_rate=rate) for rate in rates]
+            name, line = looks[sign]
+            ax.errorbar(
+                np.arange(len(rates)) + shift,
+                [point["mean"] for point in chosen],
+                yerr=[point["standard_error"] for point in chosen],
+                color=figures.style_of(name).color,
+                marker=figures.style_of(name).marker,
+                markerfacecolor="white" if sign == "slope" else None,
+                linestyle=line,
+                markersize=figures.marker_size(figures.style_of(name).marker),
+                capsize=2,
+                label=SIGNS[sign],
+            )
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        ax.set_title(title)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("validation accuracy (%)")
+    for ax in axes[-1]:
+        ax.set_xlabel("learning rate η")
+    figures.shared_legend(figure, axes[0, 0])
     figures.save(figure, path)
 
 

@@ -16,16 +16,49 @@ from experiments.harness.methods import METHODS, Method
 from optax_vasso import sharpness
 from optax_vasso.sharpness import plot
 
-# For what is not a method (Okabe and Ito).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Inches that a page has room for; text of a figure of this width is then a little
+# smaller than that of the page.
+WIDTH = 7.0
+plt.rcParams.update(
+    {
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "legend.title_fontsize": 8,
+        "legend.frameon": False,
+        "lines.linewidth": 1.2,
+        "axes.linewidth": 0.7,
+        "hatch.linewidth": 0.4,
+        "figure.constrained_layout.wspace": 0.04,
+    }
+)
+# What is no method has shades of a hue that no method has, from light to dark.
+_SHADES = matplotlib.colormaps["BuPu"]
+MARKERS = ("o", "s", "^", "D")
 
 
-def panels(rows: int, columns: int, width: float = 4.2, height: float = 3.6) -> Any:
-    """A figure and its (rows, columns) axes, with a light grid."""
+def shades(count: int) -> list[Any]:
+    """Colours for as many settings or libraries, from light to dark."""
+    return [_SHADES(level) for level in np.linspace(0.4, 1.0, count)]
+
+
+def panels(
+    rows: int, columns: int, width: float | None = None, height: float = 2.4
+) -> Any:
+    """A figure as wide as a page and its (rows, columns) axes, with a light grid.
+
+    Args:
+      rows, columns: how many axes.
+      width: inches of one of them; None for an equal share of ``WIDTH``.
+      height: inches of one of them.
+    """
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(width * columns, height * rows),
+        figsize=(width * columns if width else WIDTH, height * rows),
         squeeze=False,
         layout="constrained",
     )
@@ -37,13 +70,18 @@ def panels(rows: int, columns: int, width: float = 4.2, height: float = 3.6) -> 
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure and forget it."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=200)
     plt.close(figure)
 
 
 def style_of(name: str) -> Method:
     """How a method looks; a base optimizer by another name looks like SGD."""
     return METHODS.get(name, METHODS["sgd"])
+
+
+def marker_size(marker: str) -> float:
+    """The size at which a marker looks as large as the others."""
+    return 6.5 if marker == "*" else 4.5
 
 
 def dodged(count: int, width: float = 0.6) -> np.ndarray:
@@ -69,7 +107,7 @@ def points(
         yerr=errors,
         color=method.color,
         marker=method.marker,
-        markersize=5,
+        markersize=marker_size(method.marker),
         linestyle=line,
         linewidth=1,
         capsize=2,
@@ -103,7 +141,7 @@ def curves(
     ax.set_xlabel("gradients")
     ax.set_ylabel(label)
     if legend:
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend()
 
 
 def ranking(
@@ -112,31 +150,29 @@ def ranking(
     hollow: dict[str, Any] | None = None,
     label: str = "test accuracy (%)",
 ) -> None:
-    """One line per method: accuracy at the last epoch, and at the epoch picked.
+    """One line per method: mean ± standard error at the last epoch.
 
     Args:
       ax: the axes.
-      rows: of a comparison; filled markers, and a vertical tick at the epoch picked.
-      hollow: the same methods at another budget.
+      rows: of a comparison, drawn with filled markers.
+      hollow: the same methods at another budget, drawn below with hollow ones.
       label: of what is measured.
     """
     names = list(rows)[::-1]
     for height, name in enumerate(names):
-        method, row = style_of(name), rows[name]
-        for found, filled in ((row, True), ((hollow or {}).get(name), False)):
+        method = style_of(name)
+        for found, filled in ((rows[name], True), ((hollow or {}).get(name), False)):
             if found:
                 ax.errorbar(
                     found["last"]["mean"],
-                    height - 0.22 * (not filled),
+                    height - 0.25 * (not filled),
                     xerr=found["last"]["standard_error"],
                     color=method.color,
                     marker=method.marker,
                     markerfacecolor=method.color if filled else "white",
-                    markersize=6,
+                    markersize=marker_size(method.marker),
                     capsize=2,
                 )
-        picked = row["picked"]["mean"]
-        ax.plot(picked, height, "|", color=method.color, markersize=13)
     ax.set_yticks(range(len(names)), [rows[name]["label"] for name in names])
     ax.set_xlabel(label)
 
@@ -150,23 +186,20 @@ def round_ticks(ax: Any) -> None:
     ax.minorticks_off()
 
 
-def shared_legend(figure: Any, ax: Any, columns: int = 4) -> None:
+def shared_legend(
+    figure: Any, ax: Any, columns: int = 4, title: str | None = None
+) -> None:
     """The legend of one of the axes under all of them."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(
-        handles,
-        labels,
-        frameon=False,
-        fontsize=8,
-        ncols=columns,
-        loc="outside lower center",
+        handles, labels, title=title, ncols=columns, loc="outside lower center"
     )
 
 
 def task_axis(ax: Any, tasks: Sequence[str]) -> None:
     """Tasks from top to bottom, at the heights 0, −1 and so on."""
     names = [textwrap.fill(task, 40) for task in tasks]
-    ax.set_yticks(range(0, -len(tasks), -1), names, fontsize=8)
+    ax.set_yticks(range(0, -len(tasks), -1), names)
     ax.set_ylim(0.5 - len(tasks), 0.5)
 
 
@@ -178,7 +211,7 @@ def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
       cells: of :func:`statistics.summary`.
 
     Returns:
-      The image, for a colour bar; the same colours for all heat maps.
+      The image; the same colours for all heat maps.
     """
     mean = np.array([[cell["mean"] for cell in row] for row in cells])
     image = ax.imshow(
@@ -194,7 +227,7 @@ def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
             square.set(fill=False, hatch="///", edgecolor=color, linewidth=0)
             ax.add_patch(square)
         box = {"facecolor": background, "linewidth": 0, "pad": 1.0}
-        ax.text(j, i, text, ha="center", va="center", color=color, size=7, bbox=box)
+        ax.text(j, i, text, ha="center", va="center", color=color, size=7.5, bbox=box)
     ax.grid(visible=False)
     ax.tick_params(length=0)
     return image
@@ -205,29 +238,38 @@ def over_radius(
     points: list[dict[str, Any]],
     *,
     label: str,
-    color: str,
+    color: Any,
+    marker: str = "o",
     dashed: bool = False,
 ) -> None:
-    """Accuracy of a grid over the radius, mean ± standard error; a ring at the best.
+    """Accuracy of a grid over the radius, mean ± standard error.
 
     Args:
       ax: the axes.
       points: of :func:`grids.measure`, by rising ρ.
       label: in the legend.
       color: of the curve.
+      marker: of Matplotlib.
       dashed: draw it dashed.
     """
     radii = [point["hyperparameters"]["rho"] for point in points]
-    mean = np.array([point["accuracy"]["mean"] for point in points])
-    error = np.array([point["accuracy"]["standard_error"] for point in points])
-    ax.plot(radii, mean, "--" if dashed else "-", color=color, marker=".", label=label)
-    ax.fill_between(radii, mean - error, mean + error, color=color, alpha=0.15, lw=0)
-    best = mean.argmax()
-    ax.plot(radii[best], mean[best], "o", color=color, markersize=9, mfc="none")
+    ax.errorbar(
+        radii,
+        [point["accuracy"]["mean"] for point in points],
+        yerr=[point["accuracy"]["standard_error"] for point in points],
+        linestyle="--" if dashed else "-",
+        color=color,
+        marker=marker,
+        markersize=3.5,
+        capsize=1.5,
+        elinewidth=0.8,
+        label=label,
+    )
     ax.set_xscale("log")
     ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
     ax.minorticks_off()
     ax.set_xlabel("radius ρ")
+    ax.set_ylim(0, 100)
 
 
 def planes(
@@ -246,4 +288,9 @@ def planes(
             label=label if last else None,
         )
         ax.set_title(title)
+        ax.set_xlabel("first direction")
+        ax.set_ylabel("second direction" if ax is axes[0] else "")
+        ax.set_xticks([-1, 0, 1])
+        ax.set_yticks([-1, 0, 1])
+        ax.tick_params(labelleft=ax is axes[0])
         ax.grid(visible=False)

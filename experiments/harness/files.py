@@ -1,6 +1,5 @@
 """Results files: written whole or not at all, and never replaced by a lesser run."""
 
-import functools
 import json
 import math
 import os
@@ -104,17 +103,28 @@ def save(
         "environment": environment(),
     } | content
     write_json(path, content)
-    written = [path]
-    drawings = draw if isinstance(draw, Mapping) else {"": draw} if draw else {}
+    return [path, *(write_figures(path, content, draw) if draw else [])]
+
+
+def write_figures(
+    path: Path, content: dict[str, Any], draw: Drawing | Mapping[str, Drawing]
+) -> list[Path]:
+    """Draw the figures of a results file beside it, and name them.
+
+    Args:
+      path: of the results file.
+      content: what it says.
+      draw: as of :func:`save`.
+    """
+    drawings = draw if isinstance(draw, Mapping) else {"": draw}
+    written = []
     for added, one in drawings.items():
         picture = path.with_name(f"{path.stem}{added}.png")
-        write_atomically(picture, functools.partial(_draw, one, content))
+        write_atomically(
+            picture, lambda temporary, one=one: one(temporary, content)
+        )
         written.append(picture)
     return written
-
-
-def _draw(draw: Drawing, content: dict[str, Any], path: Path) -> None:
-    draw(path, content)
 
 
 def environment() -> dict[str, Any]:
