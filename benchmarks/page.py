@@ -117,6 +117,12 @@ def peaks() -> str:
     return measured(rows, columns)
 
 
+def figure(name: str, alt: str, caption: str) -> str:
+    """A figure that links to itself, with a caption below."""
+    path = f"../results/{name}.png"
+    return f"[![{alt}]({path})]({path})\n\n*{caption}*"
+
+
 def limits() -> str:
     """Shares of the bandwidth, by leaves."""
     found = load("limits")["rows"]
@@ -130,7 +136,11 @@ def limits() -> str:
         f"{key.replace('_per_', '/')}: {cell(value)}"
         for key, value in found["device"].items()
     )
-    picture = "![Share of the bandwidth limit over leaves](../results/limits.png)"
+    picture = figure(
+        "limits",
+        "Share of the bandwidth limit over leaves",
+        "Median and quartiles.",
+    )
     return markdown(["", *counts], rows) + f"\n\nThe device: {device}.\n\n{picture}"
 
 
@@ -150,7 +160,11 @@ def peers(prefix: str) -> str:
 def digits() -> str:
     """The digits experiment against eager PyTorch."""
     row = load("peers")["rows"]["digits, 60 epochs of VaSSO"]
-    picture = "![Time of a step over ours](../results/peers.png)"
+    picture = figure(
+        "peers",
+        "Time of a step of each library over ours",
+        "Median and quartiles; a width is that of a transformer.",
+    )
     rows = [[key, cell(value)] for key, value in row.items()]
     return markdown(["", ""], rows) + f"\n\n{picture}"
 
@@ -164,7 +178,11 @@ def exponents() -> str:
         "temporary_bytes": ("temporary memory", "{:.2f}"),
         "peak_bytes": ("peak memory", "{:.2f}"),
     }
-    picture = "![Time and compilation over three axes](../results/scaling.png)"
+    picture = figure(
+        "scaling",
+        "Time and compilation over three axes",
+        "Left: median time per step. Middle: an ascent chain alone. Right: whole steps.",
+    )
     fitted = measured(load("scaling")["rows"], columns, "exponent over ")
     return f"{fitted}\n\n{picture}"
 

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     for method, difference in content["largest_minus_smallest"].items():
         print(
             f"{method}, batch {options.sizes[-1]} − {options.sizes[0]}: "
-            + ", p = ".join(harness.tables.difference_cells(difference))
+            + harness.tables.plus_minus(difference)
         )
     command_line.save(
         options,
@@ -165,16 +165,11 @@ def measure(task: Any, method: Any, row: dict[str, Any]) -> dict[str, list[float
 def across(sizes: dict[str, Any]) -> dict[str, Any]:
     """Accuracy at the largest batch minus that at the smallest, by method."""
     smallest, *_, largest = (rows["gradients"] for rows in sizes.values())
-    differences = {
+    return {
         row["label"]: harness.statistics.paired_difference(
             row["last"]["values"], smallest[name]["last"]["values"]
         )
         for name, row in largest.items()
-    }
-    corrected = harness.statistics.holm([d["p"] for d in differences.values()])
-    return {
-        label: difference | {"p_holm": p}
-        for (label, difference), p in zip(differences.items(), corrected, strict=True)
     }
 
 

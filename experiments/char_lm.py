@@ -176,8 +176,7 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     known = [name for name in ("adamw", "sam") if name in rows]
     header = ["method", "hyperparameters", "steps", "gradients"]
     header += ["test loss (nats)", "quartiles", "collapsed", "training loss (nats)"]
-    for name in known:
-        header += [f"− {rows[name]['label']}", "p (Holm)"]
+    header += [f"− {rows[name]['label']}" for name in known]
     lines = []
     for found in rows.values():
         last = found["last"]
@@ -196,7 +195,7 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def draw(path: Path, content: dict[str, Any]) -> None:
     """Test loss over the gradients, and at the end at both budgets."""
     figures = harness.figures
-    figure, axes = figures.panels(1, 2, width=5.2)
+    figure, axes = figures.panels(1, 2)
     label = "test loss (nats per character)"
     rows = content["gradients"]
     figures.curves(axes[0, 0], rows, label)

@@ -142,19 +142,14 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells: accuracy in percent by unseen domain, and on average."""
     tables = harness.tables
     angles = list(next(iter(rows.values()))["domains"])
-    header = ["method", "gradients", *(f"{angle}°" for angle in angles)]
-    header += ["average (%)", "epoch picked (%)", "minimum", "collapsed"]
+    header = ["method", *(f"{angle}°" for angle in angles), "average (%)"]
     known = [name for name in ("sgd", "sam") if name in rows]
-    for name in known:
-        header += [f"− {rows[name]['label']}", "p (Holm)"]
+    header += [f"− {rows[name]['label']}" for name in known]
     lines = []
     for row in rows.values():
-        average = row["average"]
-        line = [row["label"], f"{row['gradients']:.0f}"]
+        line = [row["label"]]
         line += [tables.mean_and_error(row["domains"][angle]) for angle in angles]
-        line += [tables.mean_and_error(row[key]) for key in ("average", "picked")]
-        line += [f"{average['minimum']:.1f}"]
-        line += [f"{average['collapsed']} of {len(average['values']) * len(angles)}"]
+        line.append(tables.mean_and_error(row["average"]))
         for name in known:
             line += tables.difference_cells(row["differences"].get(name))
         lines.append(line)

@@ -280,7 +280,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     gap.set_ylabel("test minus training loss (nats)")
     lines = zip(spectrum.lines, gap.lines, strict=True)
     figure.legend(
-        [pair for pair in lines],
+        list(lines),
         [row["label"] for row in solved(content).values()],
         ncols=4,
         loc="outside lower center",

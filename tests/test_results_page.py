@@ -6,13 +6,16 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+from matplotlib.text import Text
 
 from experiments import evidence, label_noise
-from experiments.harness import verdicts
+from experiments.harness import figures, verdicts
 from experiments.harness.tables import PLACE, fill
 
 ROOT = Path(__file__).parent.parent
+SHOWING = [ROOT / "docs" / "cost.md", *sorted((ROOT / "docs").glob("results/*.md"))]
 QUOTING = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("index", "choosing", "lagged")),
@@ -21,13 +24,18 @@ QUOTING = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tables():
+def of_docs(name):
+    """A script of docs/, which is no package."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        return importlib.import_module("results_tables")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(ROOT / "docs"))
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return of_docs("results_tables")
 
 
 def published(name):
@@ -58,6 +66,37 @@ def test_what_a_page_quotes_stands_in_a_table(tables, page):
     text = PLACE.sub("", page.read_text())
     for quoted in re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", text):
         assert quoted in known, quoted
+
+
+@pytest.mark.parametrize("page", SHOWING, ids=lambda page: page.name)
+def test_a_figure_links_to_itself_and_can_be_drawn_again(page):
+    drawn = {
+        f"{name}{added}.png"
+        for name, draw in of_docs("redraw").DRAWINGS.items()
+        for added in (draw if isinstance(draw, dict) else [""])
+    }
+    text = page.read_text()
+    shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert re.findall(r"\[!\[[^]]*\]\(([^)]*)\)\]\(\1\)", text) == shown
+    assert {Path(path).name for path in shown} <= drawn
+
+
+@pytest.mark.parametrize("name", of_docs("redraw").DRAWINGS)
+def test_a_figure_is_as_wide_as_a_page_with_text_that_can_be_read(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    draw = of_docs("redraw").DRAWINGS[name]
+    for one in draw.values() if isinstance(draw, dict) else [draw]:
+        one(ROOT / f"{name}.png", published(name))
+    for figure in drawn:
+        assert figure.get_figwidth() == pytest.approx(figures.WIDTH)
+        sizes = [
+            text.get_fontsize()
+            for text in figure.findobj(Text)
+            if text.get_visible() and text.get_text().strip()
+        ]
+        assert min(sizes) >= 7.5
+        plt.close(figure)
 
 
 def test_readme_main_job_and_evidence_give_one_comparison_one_verdict():

@@ -51,7 +51,8 @@ def panels(
     """A figure as wide as a page and its (rows, columns) axes, with a light grid.
 
     Args:
-      rows, columns: how many axes.
+      rows: how many axes below each other.
+      columns: how many side by side.
       width: inches of one of them; None for an equal share of ``WIDTH``.
       height: inches of one of them.
     """

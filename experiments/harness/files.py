@@ -120,9 +120,7 @@ def write_figures(
     written = []
     for added, one in drawings.items():
         picture = path.with_name(f"{path.stem}{added}.png")
-        write_atomically(
-            picture, lambda temporary, one=one: one(temporary, content)
-        )
+        write_atomically(picture, lambda temporary, one=one: one(temporary, content))
         written.append(picture)
     return written
 

@@ -1,4 +1,4 @@
-"""Means over seeds, paired differences, and p-values of many comparisons."""
+"""Means over seeds, and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,21 +37,11 @@ def summary(values: Values, collapsed_below: float) -> dict[str, Any]:
 
 
 def paired_difference(values: Values, reference: Values) -> dict[str, float]:
-    """What ``values`` are above ``reference``, seed by seed; two seeds or more.
-
-    Returns the mean, its standard error, and the two-sided p-value of Student's t test.
-    """
-    from scipy import stats
-
+    """What values are above a reference, seed by seed: mean and standard error."""
     difference = np.asarray(values, float) - np.asarray(reference, float)
-    if np.ptp(difference) == 0:  # the test would divide by zero
-        p = float(difference[0] == 0)
-    else:
-        p = float(stats.ttest_1samp(difference, 0).pvalue)
     return {
         "mean": float(difference.mean()),
         "standard_error": standard_error(difference),
-        "p": p,
     }
 
 
@@ -61,22 +51,6 @@ def interval(mean: float, standard_error: float, count: int) -> tuple[float, flo
 
     half = float(stats.t.ppf(0.975, count - 1)) * standard_error
     return mean - half, mean + half
-
-
-def holm(p_values: Values) -> list[float]:
-    """p-values corrected for being several, in their order.
-
-    References:
-      Holm, A simple sequentially rejective multiple test procedure, Scandinavian
-      Journal of Statistics 6, 1979.
-    """
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    corrected = np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(
-        np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
-    )
-    return corrected.tolist()
 
 
 def comparisons(
@@ -89,8 +63,8 @@ def comparisons(
       references: the rows to compare with; those that are missing are left out.
 
     Returns:
-      For each row, for each reference, :func:`paired_difference` with ``p_holm``, which
-      is corrected over all comparisons of the table. Two references are compared once.
+      For each row, for each reference, :func:`paired_difference`. Two references are
+      compared once, and rows of one seed with nothing.
     """
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in values}
     known = [name for name in references if name in values]
@@ -99,9 +73,6 @@ def comparisons(
             earlier = name in known and known.index(name) <= known.index(reference)
             if not earlier and len(row) > 1:
                 found[name][reference] = paired_difference(row, values[reference])
-    cells = [cell for row in found.values() for cell in row.values()]
-    for cell, p in zip(cells, holm([c["p"] for c in cells]), strict=True):
-        cell["p_holm"] = p
     return found
 
 

@@ -25,10 +25,7 @@ REFERENCES = ("sgd", "sam")
 COLUMNS = (
     "method",
     "hyperparameters",
-    "gradients",
     "last epoch (%)",
-    "minimum",
-    "quartiles",
     "collapsed",
     "epoch picked (%)",
 )
@@ -78,7 +75,7 @@ def row(
 def compare(
     rows: dict[str, Row], references: Sequence[str] = REFERENCES
 ) -> dict[str, Row]:
-    """The rows with paired differences at the last epoch, corrected over the table."""
+    """The rows with paired differences at the last epoch."""
     found = comparisons(
         {name: row["last"]["values"] for name, row in rows.items()}, references
     )
@@ -90,19 +87,14 @@ def cells(
 ) -> tuple[Cells, list[Cells]]:
     """Header and cells of a comparison."""
     known = [name for name in references if name in rows]
-    header = list(COLUMNS)
-    for name in known:
-        header += [f"− {rows[name]['label']}", "p (Holm)"]
+    header = [*COLUMNS, *(f"− {rows[name]['label']}" for name in known)]
     lines = []
     for found in rows.values():
         last, picked = found["last"], found["picked"]
         line = [
             found["label"],
             describe(found["hyperparameters"]),
-            f"{found['gradients']:.0f}",
             mean_and_error(last),
-            f"{last['minimum']:.1f}",
-            f"{last['lower_quartile']:.1f} to {last['upper_quartile']:.1f}",
             f"{last['collapsed']} of {len(last['values'])}",
             mean_and_error(picked),
         ]
@@ -136,15 +128,8 @@ def plus_minus(difference: dict[str, float], digits: int = 1) -> str:
 
 
 def difference_cells(difference: dict[str, float] | None, digits: int = 1) -> Cells:
-    """The two cells of a comparison; empty where a row is not compared."""
-    if not difference:
-        return ["", ""]
-    return [plus_minus(difference, digits), p_value(difference["p_holm"])]
-
-
-def p_value(p: float) -> str:
-    """A p-value to one digit."""
-    return f"{p:.1g}" if p < 0.995 else "1"
+    """The cell of a comparison; empty where a row is not compared."""
+    return [plus_minus(difference, digits) if difference else ""]
 
 
 def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

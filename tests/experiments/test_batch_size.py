@@ -69,7 +69,6 @@ def test_the_largest_batch_is_compared_with_the_smallest(content):
     found = content["largest_minus_smallest"]
     assert found["SGD"]["mean"] == 0
     assert found["SAM"]["mean"] == pytest.approx(-2)
-    assert found["SGD"]["p_holm"] == 1
 
 
 def test_tables_and_figure_are_made_of_the_file(content, tmp_path):

@@ -160,11 +160,8 @@ def test_a_row_of_a_table_says_what_was_measured(wine, vasso):
     assert row["gradients"] == trained.gradients[0]
     compared = tables.compare({"sgd": row, "vasso": row})
     header, lines = tables.cells(compared)
-    assert header[-2:] == ["− SGD", "p (Holm)"] or header[-2:] == [
-        "− VaSSO",
-        "p (Holm)",
-    ]
-    assert lines[1][-2:] == ["+0.0 ± 0.0", "1"]
+    assert header[-1] in ("− SGD", "− VaSSO")
+    assert lines[1][-1] == "+0.0 ± 0.0"
     assert tables.markdown(header, lines).count("\n") == 3
 
 
