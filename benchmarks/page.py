@@ -181,7 +181,7 @@ def exponents() -> str:
     picture = figure(
         "scaling",
         "Time and compilation over three axes",
-        "Left: median time per step. Middle: an ascent chain alone. Right: whole steps.",
+        "Left: time per step. Middle: an ascent chain alone. Right: whole steps.",
     )
     fitted = measured(load("scaling")["rows"], columns, "exponent over ")
     return f"{fitted}\n\n{picture}"
