@@ -250,7 +250,7 @@ def draw_planes(path: Path, content: dict[str, Any]) -> None:
     harness.figures.save(figure, path)
 
 
-def draw(path: Path, content: dict[str, Any]) -> None:
+def draw_curvature(path: Path, content: dict[str, Any]) -> None:
     """Spectra of the solutions, and their gaps over their traces."""
     import numpy as np
 
@@ -335,7 +335,11 @@ def draw_training(path: Path, content: dict[str, Any]) -> None:
     figures.save(figure, path)
 
 
-FIGURES = {"": draw, "_planes": draw_planes, "_training": draw_training}
+FIGURES = {
+    "": draw_planes,
+    "_curvature": draw_curvature,
+    "_training": draw_training,
+}
 
 
 if __name__ == "__main__":
