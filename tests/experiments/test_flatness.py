@@ -108,8 +108,8 @@ def test_tables_and_figure_are_made_of_the_file(tmp_path):
         assert len(lines) == len(measures)
         assert {len(line) for line in lines} == {len(header)}
     for name, draw in flatness.FIGURES.items():
-        draw(tmp_path / f"{name}.png", content)
-        assert (tmp_path / f"{name}.png").stat().st_size > 50_000
+        draw(tmp_path / f"flatness{name}.png", content)
+        assert (tmp_path / f"flatness{name}.png").stat().st_size > 50_000
 
 
 def test_sam_bounces_with_its_closed_form_and_the_file_says_so(tmp_path):
