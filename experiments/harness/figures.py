@@ -204,15 +204,14 @@ def task_axis(ax: Any, tasks: Sequence[str]) -> None:
     ax.set_ylim(0.5 - len(tasks), 0.5)
 
 
-def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
+def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> None:
     """Mean accuracies, in rows from the bottom; hatched where seeds collapsed.
+
+    All heat maps have the same colours.
 
     Args:
       ax: the axes.
       cells: of :func:`statistics.summary`.
-
-    Returns:
-      The image; the same colours for all heat maps.
     """
     mean = np.array([[cell["mean"] for cell in row] for row in cells])
     image = ax.imshow(
@@ -231,7 +230,6 @@ def heat_map(ax: Any, cells: list[list[dict[str, Any]]]) -> Any:
         ax.text(j, i, text, ha="center", va="center", color=color, size=7.5, bbox=box)
     ax.grid(visible=False)
     ax.tick_params(length=0)
-    return image
 
 
 def over_radius(
