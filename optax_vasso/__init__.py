@@ -4,7 +4,7 @@ The recipes (:func:`sam`, :func:`vasso`, :func:`lagged_vasso`, ...) wrap any Opt
 optimizer. Their parts stand in rooms: ``ascent`` turns a gradient into a perturbation,
 ``gate`` says when, ``descent`` what is done with the two gradients, and ``steps`` joins
 them; ``train`` has a compiled train step, ``metrics`` and ``wrappers`` go around it,
-and ``sharpness`` measures what training found.
+``factors`` balances low-rank adapters, and ``sharpness`` measures what training found.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from optax_vasso import (
     ascent,
     descent,
+    factors,
     gate,
     metrics,
     sharpness,
@@ -66,6 +67,7 @@ __all__ = [
     "descent",
     "eval_params",
     "evasso",
+    "factors",
     "fisher_perturb",
     "fisher_sam",
     "friendly_noise",

@@ -48,6 +48,15 @@ def children(node: PyTree) -> dict[str, Any]:
     return {}
 
 
+def names_on(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names on the way to a leaf, without the ``value`` of NNX's and Flax's boxes.
+
+    Of a path as :func:`jax.tree.leaves_with_path` gives it.
+    """
+    found = tuple(map(_name, path))
+    return found[:-1] if found[1:] and found[-1] == "value" else found
+
+
 def nodes(tree: PyTree) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every node of a tree with its children, outermost first."""
     below = children(tree)

@@ -153,12 +153,15 @@ def map_ascent(
     return jax.tree.map(at, tree, is_leaf=lambda node: type(node) in _ASCENDING)
 
 
+def perturbed_states(tree: PyTree) -> list[Any]:
+    """The states of what perturbs the parameters, outermost first."""
+    return _find(tree, lambda node: "ascent_state" in _ASCENDING.get(type(node), ()))
+
+
 def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
     """Raise a ValueError for states of a perturbed optimizer, or that were swapped."""
     for name, state in {"ascent": ascent, "optimizer": optimizer}.items():
-        found = _find(
-            state, lambda node: "ascent_state" in _ASCENDING.get(type(node), ())
-        )
+        found = perturbed_states(state)
         if found:
             what = type(found[0]).__name__.removesuffix("State")
             raise ValueError(
