@@ -113,7 +113,7 @@ def balanced(
     check_transformation("optimizer", optimizer)
     check_not_negative("learning_rate", learning_rate)
     check_not_negative("alpha", alpha)
-    if len({*names}) != 2 or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not len(names) == len({*names}) == 2:
         raise ValueError(
             f"names must be two different names of leaves, got {names!r}: pass those "
             'of the two factors, as in names=("lora_a", "lora_b").'

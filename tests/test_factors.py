@@ -336,6 +336,7 @@ def test_the_moments_are_found_in_its_state():
         (pair(0), {"stacked": {"lora_a": True, "lora_b": False}}, "stacked"),
         (pair(0), {"stacked": True}, "stacked"),  # five layers and two
         (pair(0), {"names": ("lora_a", "lora_a")}, "two different names"),
+        (pair(0), {"names": "ab"}, "two different names"),
         (pair(0), {"alpha": -1.0}, "alpha must be"),
         (pair(0), {"learning_rate": np.inf}, "learning_rate must be"),
     ],
