@@ -164,7 +164,7 @@ def plane(
         bar = ax.figure.colorbar(contours, cax=ax.inset_axes((1.05, 0, 0.06, 1)))
         bar.set_label(label, fontsize=ax.yaxis.label.get_size())
         bar.ax.tick_params(labelsize=ax.yaxis.get_major_ticks(1)[0].label1.get_size())
-        bar.set_ticks(heights[::2], labels=[f"{height:.2g}" for height in heights[::2]])
+        bar.set_ticks(heights[::2], labels=_distinct(heights[::2]))
         bar.ax.minorticks_off()
     ax.set_aspect("equal")
     ax.set_xlabel("first direction, s")
@@ -336,6 +336,15 @@ def _axes(ax: Axes | None) -> Axes:
 def _drawn(ax: Axes) -> int:
     """How many curves there are; ticks and lines of reference are none."""
     return sum(line.get_gid() == "curve" for line in ax.lines)
+
+
+def _distinct(numbers: Sequence[float]) -> list[str]:
+    """Two digits of each number, or as many as tell them apart."""
+    for digits in range(2, 8):
+        labels = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _next(ax: Axes, color: str | None) -> dict[str, Any]:

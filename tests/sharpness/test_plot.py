@@ -110,6 +110,15 @@ def test_the_numbers_of_a_colour_bar_are_as_large_as_those_of_a_new_figure():
     assert {label.get_size() for label in labels} == {7}
 
 
+def test_the_numbers_of_a_colour_bar_differ_however_little_the_loss_changes():
+    losses = np.linspace(1.58, 1.73, 12).reshape(3, 4)
+    ax = plot.plane(sharpness.Plane(np.arange(4), np.arange(3), losses))
+    ax.figure.canvas.draw()
+    (bar,) = ax.child_axes
+    labels = [label.get_text() for label in bar.get_yticklabels()]
+    assert len(set(labels)) == len(labels)
+
+
 def test_the_contours_of_a_plane_are_spaced_by_what_it_spans():
     """Evenly in the logarithm over a factor of 50, evenly from below zero."""
 
