@@ -1,7 +1,7 @@
 """When to ascend: gates decide, step by step, whether to perturb.
 
 A step whose gate is closed descends on the clean gradient and costs one gradient
-instead of two; the averages of the ascent chain take in the clean gradient either way.
+instead of two. The clean gradient enters the averages of the ascent either way.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def every(k: int) -> Gate:
 
 
 def from_step(n: int) -> Gate:
-    """Ascend from step n on: plain training first, one gradient per step until then.
+    """Ascend from step n on, after plain training at one gradient per step.
 
     Args:
       n: the first step that ascends, counted from 0, >= 0.
@@ -184,23 +184,24 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
 
 
 def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Gate:
-    """Ascend where the gradient is large for its history: the gate of AE-SAM.
+    """Ascend if the gradient is large compared with its history: the gate of AE-SAM.
 
     R_t = 1 if ‖g_t‖² >= μ_t + c σ_t, with the moving averages
     μ_t = δ μ_{t−1} + (1 − δ) ‖g_t‖² and σ²_t = δ σ²_{t−1} + (1 − δ) (‖g_t‖² − μ_t)²,
     which start at zero. SAM differs from plain training mainly on batches on which the
     loss is steep.
 
-    One bad step does not close the gate for long: a gradient that is not finite leaves
-    the averages as they are, and does not ascend; one above ten times the root mean
-    square of those before it ascends, and counts as twice that root mean square, so
-    that the averages still follow gradients that stay large.
+    One bad step does not close the gate for long. A non-finite gradient does not ascend
+    and leaves the averages unchanged. A gradient above ten times the root mean square
+    of its predecessors ascends and counts as twice that, so that the averages follow
+    gradients that stay large.
 
     Args:
-      threshold: c, how many deviations above the mean a gradient has to be: a finite
+      threshold: number c of deviations above the mean at which a step ascends: a finite
         number, a schedule of the step, or a traced scalar. The authors let it fall
-        linearly from 1 to −1 over the training, ``optax.linear_schedule(1.0, -1.0,
-        num_steps)``: few ascents at first, most of them at the end.
+        linearly from 1 to −1 over the training,
+        ``optax.linear_schedule(1.0, -1.0, num_steps)``: few ascents at first, most of
+        them at the end.
       decay: δ of both averages, in [0, 1): a number, a schedule, or traced.
 
     Raises:

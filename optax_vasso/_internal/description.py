@@ -1,4 +1,4 @@
-"""What a saved state is: its configuration, its types, and a digest of its arrays."""
+"""The description of a saved state: configuration, types, and digests of arrays."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def digests(arrays: dict[str, jax.Array]) -> dict[str, int]:
 
 
 def describe(state: PyTree, config: dict[str, Any]) -> dict[str, Any]:
-    """What a state is but for its values: the types of its nodes, arrays and versions.
+    """A state without its values: the types of its nodes, arrays and versions.
 
     Types by their names alone, since a class may move to another module.
     """

@@ -1,7 +1,8 @@
 """Extra arguments of ``update``: Optax passes all of them to every transformation.
 
 A line search is the exception: it passes unknown arguments to ``value_fn``, and raises
-if it does not accept them. So who adds an argument lets ``value_fn`` ignore it.
+if it does not accept them. So a wrapper that adds an argument lets ``value_fn`` ignore
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def with_synonyms(extra_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def passing(extra_args: dict[str, Any], **added: Any) -> dict[str, Any]:
-    """The arguments and those that we add; a line search does not mind the latter."""
+    """The arguments and additional ones, which a line search ignores."""
     everything = extra_args | added
     if extra_args.get("value_fn") is not None:
         everything["value_fn"] = _ignoring(extra_args["value_fn"], added)

@@ -1,4 +1,4 @@
-"""Direction → perturbation: what stands last in an ascent chain.
+"""Direction → perturbation: the last part of an ascent chain.
 
 An ascent chain is any :class:`optax.GradientTransformation` whose output is *added*
 to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
@@ -7,7 +7,7 @@ to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 
 A filter has to keep the sign of the gradient, as :func:`optax.trace` and ``scale_by_*``
 do. An optimizer, such as :func:`optax.adam` or :func:`optax.contrib.muon`, returns a
-descent step and needs ``optax.scale(-1.0)`` behind it, or the perturbation lowers the
+descent step and needs ``optax.scale(-1.0)`` after it, or the perturbation lowers the
 loss: the ``cosine`` of :func:`optax_vasso.metrics.track` is then negative.
 """
 
@@ -51,7 +51,7 @@ class PerturbState(NamedTuple):
 
 
 def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransformation:
-    """Give a direction the length ρ: the perturbation of SAM.
+    """Scale a direction to the length ρ: the perturbation of SAM.
 
     ε = ρ d/‖d‖₂ with the norm over the whole tree. For another order p,
     ε = ρ sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1, the maximizer of
@@ -98,16 +98,16 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
 def asam_perturb(
     rho: Hyperparameter, eta: Hyperparameter = 0.01, rescaled: Mask | None = None
 ) -> optax.GradientTransformation:
-    """Perturb each weight in proportion to its size: adaptive SAM.
+    """Scale the perturbation of each weight by its size: adaptive SAM.
 
-    ε = ρ T² d/‖T d‖₂ with T = abs(x) + η, the maximizer of ⟨d, ε⟩ under
-    ‖T⁻¹ ε‖₂ ≤ ρ. With η = 0 the ball has no scale of its own: a layer that is rescaled
-    without changing the network is perturbed in the same proportion.
+    ε = ρ T² d/‖T d‖₂ with T = abs(x) + η, the maximizer of ⟨d, ε⟩ under ‖T⁻¹ ε‖₂ ≤ ρ.
+    With η = 0 it is invariant: rescaling layers without changing the network rescales
+    their perturbation alike.
 
     Args:
       rho: radius in the rescaled parameters, >= 0: a number, a schedule of the step,
         or a traced scalar.
-      eta: what is added to abs(x), >= 0: a number, a schedule, or traced.
+      eta: offset added to abs(x), >= 0: a number, a schedule, or traced.
       rescaled: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one, like the mask of :func:`optax.masked`; T = 1 on the leaves
         that are ``False``. The authors rescale kernels only. Choose them by name: where
@@ -126,7 +126,7 @@ def asam_perturb(
         if rescaled has another structure than the parameters or chooses none of them.
 
     Examples:
-      A weight of 4 is moved further than a weight of 3 by the same gradient:
+      With equal gradients, a weight of 4 moves further than a weight of 3:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import asam_perturb
@@ -173,8 +173,8 @@ def fisher_perturb(
 ) -> optax.GradientTransformation:
     """Measure the ball by the diagonal Fisher information: Fisher SAM.
 
-    ε = ρ F⁻¹d/√(dᵀF⁻¹d) with F⁻¹ = 1/(1 + η d²), the squared gradient of the batch
-    standing for the diagonal of the Fisher information.
+    ε = ρ F⁻¹d/√(dᵀF⁻¹d) with F⁻¹ = 1/(1 + η d²), where the squared gradient of the
+    batch approximates the diagonal of the Fisher information.
 
     Args:
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.

@@ -1,4 +1,4 @@
-"""Which parameters an ascent chain sees: a part of them, or each layer by itself."""
+"""Apply an ascent chain to a part of the parameters, or to each layer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Mask = PyTree | Callable[[PyTree], PyTree]
 def masked_ascent(
     ascent: optax.GradientTransformation, mask: Mask | None
 ) -> optax.GradientTransformationExtraArgs:
-    """Perturb a part of the parameters only, such as LoRA adapters.
+    """Perturb only a part of the parameters, such as LoRA adapters.
 
-    The chain sees that part alone: its norm is the one of the chosen leaves, and its
-    averages hold nothing for the others. This is not :func:`optax.masked`, which would
-    pass the gradient of the others on as their perturbation.
+    The chain sees only the chosen leaves: its norm and its averages cover no others.
+    :func:`optax.masked`, in contrast, would return the gradient of the others as their
+    perturbation.
 
     Args:
       ascent: any ascent chain.
@@ -105,17 +105,17 @@ def masked_ascent(
 def per_layer(
     ascent: optax.GradientTransformation, *, stacked: Mask = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Run an ascent chain on every leaf by itself.
+    """Run an ascent chain on each leaf separately.
 
     ``per_layer(sam_perturb(rho))`` gives each leaf a perturbation of norm ρ, where
-    ``sam_perturb(rho)`` gives one to the tree. Where the layers of a network are
-    stacked for :func:`jax.lax.scan`, a leaf holds all of them, and ``stacked`` says so.
+    ``sam_perturb(rho)`` gives one to the tree. If layers are stacked for
+    :func:`jax.lax.scan`, a leaf holds all of them; ``stacked`` names such leaves.
 
     Args:
-      ascent: any ascent chain. Its extra arguments are passed on as they are, but for
-        ``direction``, of which each leaf gets its own.
-      stacked: leaves whose first axis counts layers, each of which is then taken by
-        itself: a tree of booleans, a prefix of one, or a function of the parameters
+      ascent: any ascent chain. Its extra arguments are passed on, with ``direction``
+        split by leaf.
+      stacked: leaves whose first axis counts layers, each of which is then treated
+        separately: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one; by default none.
 
     Returns:

@@ -1,8 +1,8 @@
 """The perturbation of a batch: its effect on other batches, and its noise.
 
 SAM's perturbation ε comes from one batch. On other batches it may lower the loss
-instead of raising it: a friendly adversary. VaSSO averages the slope d over steps to
-suppress the variance that is behind this. These measures quantify that argument.
+instead of raising it. VaSSO averages gradients over steps to suppress the variance that
+causes this. These measures quantify that argument.
 
 References:
   Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
@@ -24,14 +24,14 @@ PyTree = Any
 
 
 class Friendliness(NamedTuple):
-    """What one perturbation does to other data.
+    """The effect of one perturbation on other data.
 
     Attributes:
       lowered: the share of batches on which the perturbation lowers the loss.
       misaligned: the share of batches with a cosine of 0 or less.
       rises: f_B(x + ε) − f_B(x) of each batch, shape ``(num_batches,)``.
-      cosines: of the angle between ε and ∇f_B(x), shape ``(num_batches,)``; for SAM
-        that is the angle between the two batches' gradients.
+      cosines: cosine of the angle between ε and ∇f_B(x), shape ``(num_batches,)``; for
+        SAM that is the angle between the two batches' gradients.
     """
 
     lowered: jax.Array
@@ -89,7 +89,7 @@ def squared_error(
     data: batches.Batch | batches.Batches,
     direction: PyTree,
 ) -> jax.Array:
-    """‖d − ∇f(x)‖² of a slope d against the gradient over all data.
+    """‖d − ∇f(x)‖², the error of a direction d as an estimate of the full gradient.
 
     Its mean over the steps of a run is the mean squared error that variance suppression
     lowers. For fixed parameters and gradients of variance σ² it is σ² for SAM and
@@ -98,7 +98,7 @@ def squared_error(
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
       params: x, a tree of float32 or float64 arrays.
-      data: all of it, as for :func:`hessian`.
+      data: all data, as for :func:`hessian`.
       direction: d, a tree like ``params``: a gradient, or what
         :func:`optax_vasso.vasso_ema` returns.
 

@@ -4,7 +4,7 @@ The ball holds the perturbations ε with ‖ε/T‖_p ≤ ρ, for p = 2 or infin
 of scales: ones by default, abs(x) for the adaptive form of Kwon et al., abs(x) + 1 for
 Keskar's. Three directions differ:
 
-- *ascent*, the one of the gradient, which SAM descends on: one more gradient;
+- *ascent*, along the gradient, as in SAM's step;
 - *worst*, the maximum over the ball: ½ρ²λ_max at a minimum;
 - *average*, the mean over directions: ρ² trace/(2n) at a minimum, n the number of
   parameters.
@@ -37,7 +37,7 @@ PyTree = Any
 
 
 class Sharpness(NamedTuple):
-    """How far the loss rises, and where.
+    """The rise of the loss, and its perturbation.
 
     Attributes:
       rise: f(x + ε) − f(x), a scalar in the units of the loss.
@@ -51,11 +51,11 @@ class Sharpness(NamedTuple):
 
 
 class MSharpness(NamedTuple):
-    """Sharpness of every batch by itself.
+    """The sharpness of each batch.
 
     Attributes:
-      mean: over the batches, weighted by their examples, a scalar.
-      rises: of each batch, shape ``(num_batches,)``.
+      mean: mean over the batches, weighted by their examples, a scalar.
+      rises: rise of each batch, shape ``(num_batches,)``.
     """
 
     mean: jax.Array
@@ -74,7 +74,7 @@ def ascent_sharpness(
     """The rise of the loss along its gradient, the direction of SAM.
 
     For p = 2, ε = ρ T²g/‖Tg‖₂; for p = infinity, ε = ρ T sign(g). The cost is one
-    gradient and one loss. Where the gradient is zero, so is ε.
+    gradient and one loss. If the gradient is zero, so is ε.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.

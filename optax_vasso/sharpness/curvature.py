@@ -51,9 +51,8 @@ def hessian(
     Raises:
       ValueError: if the loss is not a scalar, the data are not batches, or the
         parameters are not finite.
-      TypeError: if JAX cannot differentiate the gradient, as where a
-        :func:`jax.custom_vjp` wraps what has no derivative of its own (a kernel, a
-        callback).
+      TypeError: if JAX cannot differentiate the gradient, as for a
+        :func:`jax.custom_vjp` around a kernel or callback without a derivative.
 
     Examples:
       >>> import jax.numpy as jnp

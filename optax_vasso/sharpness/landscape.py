@@ -22,7 +22,7 @@ class Line(NamedTuple):
     """Losses along a line.
 
     Attributes:
-      steps: where, shape ``(num_steps,)``: in units of the direction.
+      steps: positions in units of the direction, shape ``(num_steps,)``.
       losses: of the same shape.
     """
 

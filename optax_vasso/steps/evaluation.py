@@ -1,4 +1,4 @@
-"""What to evaluate: the parameters without the perturbation that a state tells of."""
+"""The parameters to evaluate: without the perturbation that a state holds."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     Args:
       state: the state of any optimizer, in which :func:`optax_vasso.lagged` may stand
         anywhere: in a chain, in :func:`optax.partition`, :func:`optax.masked`,
-        :class:`optax.MultiSteps`, in a train state, in containers and wrappers of
-        others. It may have been restored from a checkpoint as nested dictionaries and
-        lists.
+        :class:`optax.MultiSteps`, in a train state, in containers and wrappers of other
+        libraries. It may have been restored from a checkpoint as nested dictionaries
+        and lists.
       params: the parameters of the training loop that belong to it, in any containers
         whose leaves have the names that they had in the loop.
 
@@ -47,10 +47,10 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       from. The parameters themselves if the optimizer is not lagged.
 
     Raises:
-      ValueError: if no optimizer state can be told in ``state``, as in ``None``, an
-        empty tuple, a tree of parameters, or the optimizer itself; if the parameters
-        are not those of the state, or the two are swapped; if the state has two
-        perturbations for one parameter, and only one of them is that of ``params``.
+      ValueError: if ``state`` holds no optimizer state, as ``None``, an empty tuple, a
+        tree of parameters, or the optimizer itself; if the parameters are not those of
+        the state, or the two are swapped; if the state has two perturbations for one
+        parameter, and only one of them is that of ``params``.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""Saving a train state with Orbax, so that a run killed at any step can go on.
+"""Save a train state with Orbax, so that a run killed at any step can continue.
 
 Needs Orbax: ``pip install '.[checkpoint]'`` in a clone. Each process writes its own
-shards. A checkpoint appears under its number only when it is whole, and no number is
-used twice: a machine that dies or a disk that fills while saving leaves the last good
-one in place. A digest of what was saved finds damage to the files.
+shards. A checkpoint appears under its number only when it is complete, and no number is
+used twice, so a crash or a full disk while saving leaves the last good one in place. A
+digest detects damage to the files.
 """
 
 from __future__ import annotations
@@ -55,19 +55,18 @@ class Checkpoints(NamedTuple):
     """The checkpoints of a run, as three functions.
 
     Attributes:
-      save: (state) -> None. Writes the state and blocks until it is whole, then
-        deletes the oldest checkpoints beyond ``keep``. Those that ``restore`` found
-        damaged are set aside: ``7`` becomes ``7.damaged``. The checkpoint is numbered
-        by its step, the largest one if there are several, or by the next free number if
-        the run went back. Raises OSError if it cannot be written; the earlier ones are
-        kept.
+      save: (state) -> None. Writes the state, blocks until it is complete, then deletes
+        the oldest checkpoints beyond ``keep``. Those that ``restore`` found damaged are
+        renamed: ``7`` becomes ``7.damaged``. The checkpoint is numbered by its step,
+        the largest one if there are several, or by the next free number if the run went
+        back. Raises OSError if it cannot be written; the earlier ones are kept.
       restore: (like) -> state, or ``like`` itself if there is no checkpoint yet.
         ``like`` has the structure, the shardings and the mesh to restore onto. Writes
-        nothing. A damaged checkpoint gives way to the one before, with a warning: one
-        that is incomplete, cannot be decoded, or has another digest than what was
-        saved. Raises ValueError if the newest intact one is of another format,
-        configuration or state, and OSError if all are damaged, or if one cannot be read
-        for another reason, even after two more attempts.
+        nothing. A damaged checkpoint, which is incomplete, cannot be decoded or has
+        another digest, is skipped for the previous one with a warning. Raises
+        ValueError if the newest intact one is of another format, configuration or
+        state, and OSError if all are damaged, or if one cannot be read for another
+        reason, even after two more attempts.
       close: () -> None, when the run is over; another run may then open the directory.
         After it, ``save`` and ``restore`` raise ValueError.
     """
@@ -88,15 +87,15 @@ def checkpoints(
     is opened without a lock, to restore from it.
 
     Args:
-      directory: where they go; created if it does not exist. Several processes need one
-        that all of them can reach. A URL such as ``gs://bucket/run`` is passed to Orbax
+      directory: folder of the checkpoints, created if it does not exist. All processes
+        must be able to reach it. A URL such as ``gs://bucket/run`` is passed to Orbax
         and is not locked.
-      config: what identifies this run (recipe, hyperparameters, sizes): names and
-        values that JSON can hold, NumPy's numbers and arrays among them. A checkpoint
-        of another configuration is refused; tuples and lists are the same here, and so
-        are a key 1 and a key "1", and NaN equals itself.
-      keep: how many intact ones to keep, >= 1. Two or more leave one to go back to if
-        the newest turns out to be damaged.
+      config: configuration of the run (recipe, hyperparameters, sizes): names and
+        values that JSON can hold, or NumPy numbers and arrays. Restoring a checkpoint
+        of another configuration raises an error; tuples equal lists, a key 1 equals a
+        key "1", and NaN equals itself.
+      keep: number of intact checkpoints to keep, >= 1. Two or more leave one to return
+        to if the newest is damaged.
 
     Raises:
       ValueError: if keep is less than 1 or config has a value that JSON cannot hold.

@@ -1,4 +1,4 @@
-"""m-sharpness: a perturbation for each group of examples, on devices or on one."""
+"""m-sharpness: one perturbation per group of examples, on one or many devices."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def init_local_state(
       params: initial parameters.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
         around its base.
-      groups: the number of groups that each ascend on their own examples; with a mesh,
+      groups: number of groups, each of which ascends on its own examples; with a mesh,
         the size of its axis.
-      mesh: the devices, if there are several.
+      mesh: mesh of devices, if there are several.
       axis: the axis of the mesh over which the batch is divided.
       model_state: as in :func:`optax_vasso.init_train_state`.
       key: as in :func:`optax_vasso.init_train_state`.
@@ -104,14 +104,14 @@ def make_local_train_step(
 ) -> Step:
     """Compile a step in which each device ascends on its own part of the batch.
 
-    This is m-sharpness: a perturbation for every part, each from the gradient and the
-    averages of that part, and a descent along the mean of the perturbed gradients. It
-    costs one all-reduce of a gradient per step, as plain training does; the
-    synchronized step costs two. Parameters are replicated over the axis; other axes of
-    the mesh may divide them. Without a mesh, the groups share one device.
+    This is m-sharpness: each part has its own perturbation and averages, and the
+    descent follows the mean of the perturbed gradients. It costs one all-reduce of a
+    gradient per step, as plain training does; the synchronized step costs two.
+    Parameters are replicated over the axis; other axes of the mesh may divide them.
+    Without a mesh, the groups share one device.
 
     Args:
-      loss_fn: as in :func:`optax_vasso.make_train_step`; it is given one part.
+      loss_fn: as in :func:`optax_vasso.make_train_step`; it receives one part.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
         of this axis around its base.
       mesh: the devices, or ``None`` for groups on one device.

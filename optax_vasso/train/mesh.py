@@ -1,7 +1,6 @@
-"""Meshes of devices: where a train state and its batches lie.
+"""Place a train state and its batches on a mesh of devices.
 
-Under :func:`jax.jit` the train step of :func:`optax_vasso.make_train_step` runs on any
-mesh; the functions here place state and batch on it.
+The train step of :func:`optax_vasso.make_train_step` then runs on any mesh.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
     them together.
 
     Args:
-      batch: a tree of arrays with the examples in front.
-      mesh: the devices.
-      axis: the axis of the mesh that divides the batch.
+      batch: a tree of arrays whose first axis counts examples.
+      mesh: mesh of devices.
+      axis: name of the mesh axis that divides the batch.
 
     Raises:
       ValueError: if the mesh has no such axis, or its size does not divide the batch;
