@@ -76,7 +76,7 @@ class DecoupledState(NamedTuple):
 
 
 def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Also descend the surrogate gap: GSAM's direction.
+    """Also minimize the surrogate gap f(x + ε) − f(x): GSAM's direction.
 
     g = g_p − α (g_c − ⟨g_c, ĝ_p⟩ ĝ_p): it climbs the component of the clean gradient
     orthogonal to the perturbed one, which lowers f(x + ε) − f(x) and, to first order,
@@ -119,11 +119,11 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
 
 
 def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Weigh sharpness as a regularization term: weighted SAM, coupled.
+    """Weighted SAM, coupled: sharpness as a weighted regularization term.
 
-    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training. Momentum
-    and scaling behind it see the sharpness too; :func:`decoupled_descent`, which
-    :func:`optax_vasso.wsam` uses as its authors do, keeps it out of them.
+    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training. Momentum and
+    scaling after it see the sharpness too; in :func:`decoupled_descent`, the authors'
+    choice and that of :func:`optax_vasso.wsam`, they do not.
 
     Args:
       gamma: weight of the sharpness, in [0, 1): a number, a schedule of the step, or a
@@ -169,13 +169,13 @@ def decoupled_descent(
     learning_rate: Hyperparameter,
     gamma: Hyperparameter,
 ) -> optax.GradientTransformationExtraArgs:
-    """Descend on sharpness beside the optimizer: weighted SAM as its authors run it.
+    """Weighted SAM, decoupled: add the sharpness to the optimizer's step.
 
     The optimizer steps along the clean gradient, and −η γ/(1 − γ) (g_p − g_c) is added
-    to its step: momentum then holds no sharpness of past steps. Where the optimizer is
-    plain SGD of the learning rate η, this is :func:`weighted_descent` before it. What
-    the optimizer freezes (:func:`optax_vasso.ascent.trained_by`) stays where it is;
-    what it clips does not include the sharpness.
+    to its step, so momentum holds no sharpness of past steps and clipping does not
+    include it. For plain SGD of the learning rate η, this equals
+    :func:`weighted_descent`. Leaves that the optimizer freezes
+    (:func:`optax_vasso.ascent.trained_by`) do not move.
 
     Args:
       optimizer: any Optax optimizer.
@@ -183,8 +183,8 @@ def decoupled_descent(
       gamma: weight of the sharpness, in [0, 1), likewise.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs`, for the place of the base
-      optimizer in :func:`optax_vasso.sharpness_aware`.
+      A :class:`optax.GradientTransformationExtraArgs` to use as the base optimizer in
+      :func:`optax_vasso.sharpness_aware`.
 
     Raises:
       ValueError: if optimizer is no transformation or a hyperparameter is out of its

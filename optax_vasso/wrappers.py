@@ -1,4 +1,4 @@
-"""Around a whole optimizer: non-finite batches and low precision."""
+"""Wrappers of a whole optimizer for non-finite batches and low precision."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class SkipState(NamedTuple):
     """State of :func:`skip_nonfinite`.
 
     Attributes:
-      consecutive: steps skipped in a row until now, an int32 scalar.
-      total: steps skipped since the start, an int32 scalar.
+      consecutive: number of steps skipped in a row, an int32 scalar.
+      total: number of steps skipped since the start, an int32 scalar.
       loss_scale: the loss scale, ``()`` without one.
-      optimizer_state: the state of the optimizer, of the last step that was taken.
+      optimizer_state: the state of the optimizer after the last step not skipped.
       report: ``finite``, whether the last step was taken, a boolean scalar; and
-        ``skipped``, the total of those that were not.
+        ``skipped``, the total of skipped steps.
     """
 
     consecutive: jax.Array
@@ -56,16 +56,14 @@ def skip_nonfinite(
     loss, the clean gradient, the updates, and every number of the state that was
     finite, so an overflow in the perturbed pass is caught too. The update of a skipped
     step is zero, and no average, moment or counter inside changes;
-    :func:`optax_vasso.make_train_step` keeps the model state as well. The old averages
-    are kept until the perturbed pass is done, which takes one more copy of each average
-    of the ascent chain.
+    :func:`optax_vasso.make_train_step` keeps the model state as well. It needs one more
+    copy of each average of the ascent chain, until the perturbed pass is done.
 
     Args:
       optimizer: any optimizer, typically a sharpness-aware one.
       loss_scale: a loss scale with ``scale``, ``unscale`` and ``adjust``, as
         ``jmp.DynamicLossScale`` has them. :func:`optax_vasso.make_train_step` then
-        scales the loss of both passes by it, and it is lowered by a step that was
-        skipped.
+        scales the loss of both passes by it; a skipped step lowers it.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Of the extra arguments, which
@@ -155,12 +153,12 @@ def skip_nonfinite(
 def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
     """Raise an error if too many steps in a row were skipped.
 
-    Call it outside of :func:`jax.jit`, where the metrics are read: it waits for the
-    step.
+    Call it outside of :func:`jax.jit`, where you read the metrics: it blocks until the
+    step has finished.
 
     Args:
       state: a train state or an optimizer state with :func:`skip_nonfinite` in it.
-      max_consecutive: how many steps in a row may be skipped, >= 0.
+      max_consecutive: largest number of steps in a row that may be skipped, >= 0.
 
     Raises:
       FloatingPointError: if more than ``max_consecutive`` steps in a row were skipped.
@@ -244,13 +242,12 @@ def in_float32(
 
     For parameters in bfloat16 or float16: x + ε is formed in float32, ``grad_fn`` gets
     it in float32, and averages and moments are kept in float32. The model has to
-    compute with what it is given: a layer that casts its weights to bfloat16 rounds
-    the perturbation away again. Updates come back in the dtypes of the parameters,
-    as :func:`optax.apply_updates` adds them.
+    compute in that precision: a layer that casts its weights to bfloat16 rounds the
+    perturbation away again. Updates come back in the dtypes of the parameters, as
+    :func:`optax.apply_updates` adds them.
 
-    A lagged optimizer keeps x_t in float32 by itself, which no wrapper can do for it:
-    there only the base optimizer is wrapped, as in
-    ``lagged_vasso(in_float32(optimizer))``.
+    A lagged optimizer keeps x_t in float32 by itself: wrap only its base optimizer, as
+    in ``lagged_vasso(in_float32(optimizer))``.
 
     Args:
       optimizer: any optimizer but a lagged one, typically a sharpness-aware one.

@@ -1,4 +1,4 @@
-"""Mapped axes, and on which of them a value differs from device to device.
+"""Mapped axes, and over which of them a value differs between devices.
 
 Inside :func:`jax.shard_map` JAX tracks this in the type of a value: it *varies* over an
 axis, or is *invariant*. Under :func:`jax.vmap`, :func:`jax.pmap` and

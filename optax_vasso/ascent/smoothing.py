@@ -1,4 +1,4 @@
-"""Averages of the gradient over steps: what stands first in an ascent chain."""
+"""Averages of the gradient over steps: the first part of an ascent chain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class VassoEmaState(NamedTuple):
 
     Attributes:
       step: gradients taken in, an int32 scalar.
-      ema: the smoothed slope d, like the parameters; zero before the first gradient.
+      ema: the average d, like the parameters; zero before the first gradient.
     """
 
     step: jax.Array
@@ -51,12 +51,12 @@ class FriendlyNoiseState(NamedTuple):
 def vasso_ema(
     theta: Hyperparameter, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Smooth the slope that the adversary follows: variance suppression.
+    """Average the gradient over steps: VaSSO's variance suppression.
 
     d_0 = g_0 and d_t = (1 − θ) d_{t−1} + θ g_t. With θ = 1 this is the identity, and
     the chain with :func:`sam_perturb` is SAM. A smaller θ averages over about 1/θ
-    gradients: at a fixed point with gradient variance σ², the mean squared error of
-    d_t tends to σ² θ/(2 − θ). Entries of a gradient that are not finite are left out.
+    gradients: at a fixed point with gradient variance σ², the mean squared error of d_t
+    tends to σ² θ/(2 − θ). Non-finite entries of a gradient are skipped.
 
     Args:
       theta: weight of the newest gradient, in (0, 1]: a number, a schedule of the
@@ -76,7 +76,7 @@ def vasso_ema(
         ``update``, if the tree has changed.
 
     Examples:
-      What differs between two batches cancels, what they share stays:
+      The difference between two batches cancels, their common part remains:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import vasso_ema
@@ -162,17 +162,16 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
 def friendly_noise(
     sigma: Hyperparameter, lmbda: Hyperparameter, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Keep the part of the gradient that only this batch has: Friendly SAM.
+    """Subtract the average gradient, keep the noise of the batch: Friendly SAM.
 
-    The first step passes g_0 on and sets m_0 = g_0; from then on
-    n_t = g_t − σ m_{t−1} and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts
-    σ m_t; the authors' code subtracts m_{t−1}, and so does this. At σ = 1 the two
-    have the same direction, n_t = (g_t − m_t)/λ. Entries of a gradient that are not
-    finite are left out of the average.
+    The first step passes g_0 on and sets m_0 = g_0; from then on n_t = g_t − σ m_{t−1}
+    and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts σ m_t; the authors' code
+    subtracts m_{t−1}, and so does this. At σ = 1 the two have the same direction, n_t =
+    (g_t − m_t)/λ. The average skips non-finite entries.
 
     Args:
-      sigma: share of the averaged gradient that is taken away; 0 leaves SAM. A
-        number, a schedule of the step, or a traced scalar.
+      sigma: share of the average gradient to subtract; 0 is SAM. A number, a schedule
+        of the step, or a traced scalar.
       lmbda: decay of the average, in [0, 1): a number, a schedule, or traced.
       accumulator_dtype: dtype of the average in the state; by default that of the
         parameters.
@@ -187,7 +186,7 @@ def friendly_noise(
         if the tree has changed.
 
     Examples:
-      What two batches share is taken away, what only the second has stays:
+      The common part of two batches is subtracted, the rest of the second remains:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import friendly_noise

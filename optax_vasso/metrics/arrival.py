@@ -1,4 +1,4 @@
-"""Does the perturbation of a lagged optimizer arrive, and does it still lead uphill?"""
+"""Checks of a lagged optimizer: does its perturbation arrive and point uphill?"""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def track_arrival(
 ) -> optax.GradientTransformationExtraArgs:
     """Check that the perturbation of a lagged optimizer reaches the parameters.
 
-    What freezes, clips or scales the updates behind :func:`optax_vasso.lagged`, or
-    overwrites the parameters, changes the perturbation too, and
+    Freezing, clipping or scaling the updates after :func:`optax_vasso.lagged`, or
+    overwriting the parameters, changes the perturbation too, and
     :func:`optax_vasso.eval_params` then returns a wrong point. The metric ``arrived``
-    is the share of ‖ε‖² that is found in the parameters of the next step: 1 if all is
-    well, 0 if they were frozen, in between if some were. It costs two products of the
+    is the share of ‖ε‖² found in the parameters of the next step: 1 if all is well, 0
+    if they were frozen, in between if some were. It costs two products of the
     parameters with the perturbation, and no buffer.
 
     Args:
-      optimizer: :func:`optax_vasso.lagged` or a recipe of it, directly: what stands
-        between the two is not checked.
+      optimizer: :func:`optax_vasso.lagged` or a recipe of it, without a wrapper in
+        between.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` in its place; read the number
-      with ``optax.tree.get(state, "arrived")``, or among the metrics of
+      A :class:`optax.GradientTransformationExtraArgs`; read the number with
+      ``optax.tree.get(state, "arrived")``, or among the metrics of
       :func:`optax_vasso.make_train_step`.
 
     Raises:
       ValueError: if optimizer is no transformation; at ``init``, if it is not lagged.
 
     Examples:
-      The updates of a lagged optimizer, halved by somebody:
+      The updates of a lagged optimizer, halved by mistake:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -121,12 +121,12 @@ def track_arrival(
 
 
 def check_uphill(state: PyTree, least: float = 0.0) -> None:
-    """Warn if a lagged perturbation has long led downhill.
+    """Warn if a lagged perturbation has pointed downhill on average.
 
-    A lagged adversary climbs the slope of steps that are past. Where the optimizer
+    A lagged perturbation follows the gradients of past steps. If the optimizer
     overshoots, the newest gradient points the other way, and the perturbation lowers
-    the loss that it is meant to raise. Track the running mean of the cosine between the
-    two, and call this from time to time, such as after an epoch::
+    the loss. Track the running mean of their cosine, and call this from time to time,
+    such as after an epoch::
 
         base = optax.chain(track(running_mean(cosine)), optimizer)
         ...

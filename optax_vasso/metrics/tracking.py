@@ -1,12 +1,12 @@
-"""Metrics of the perturbation, measured inside the training loop on request.
+"""Metrics of the perturbation, computed inside the training loop on request.
 
-:func:`track` is an Optax transformation that changes nothing. It stands in the base
-optimizer, where :func:`optax_vasso.sharpness_aware` and :func:`optax_vasso.lagged` pass
-the whole perturbation, and measures what it is asked to::
+:func:`track` is an Optax transformation that changes nothing. Put it into the base
+optimizer, to which :func:`optax_vasso.sharpness_aware` and :func:`optax_vasso.lagged`
+pass the perturbation::
 
     vasso(optax.chain(track(perturbation_norm, cosine), optax.sgd(0.1)))
 
-A new measure is a function of a :class:`Seen`; nothing else has to know of it.
+A new measure is a function of a :class:`Seen`.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ __all__ = [
 
 
 class Seen(NamedTuple):
-    """What a measure can read of a step.
+    """The arrays of a step that a measure can read.
 
     Attributes:
       params: x_t.
       perturbation: ε_t, like the parameters; of :func:`optax_vasso.lagged` ε_{t−1}, at
         which this step's gradient was taken.
-      grads: the gradient of the clean pass, g_t(x_t); of a lagged optimizer the only
-        one there is, g_t(x_t + ε_{t−1}).
-      descent: the gradient that the base optimizer gets.
+      grads: the clean gradient g_t(x_t); with a lagged optimizer the only gradient,
+        g_t(x_t + ε_{t−1}).
+      descent: the gradient that the base optimizer receives.
     """
 
     params: PyTree
@@ -62,7 +62,7 @@ class Seen(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A measure that keeps a state between steps, as a pair of pure functions.
+    """A measure with a state, as a pair of pure functions.
 
     Attributes:
       name: its name among the metrics.
@@ -102,24 +102,23 @@ def perturbation_norm(seen: Seen) -> jax.Array:
 
 
 def grad_norm(seen: Seen) -> jax.Array:
-    """‖g_t‖₂ of the gradient that the ascent chain was given."""
+    """‖g_t‖₂ of the gradient that the ascent received."""
     return numerics.norm(seen.grads)
 
 
 def cosine(seen: Seen) -> jax.Array:
-    """The cosine between ε and the gradient: how much of the batch's slope is climbed.
+    """The cosine between ε and the gradient.
 
     For :func:`optax_vasso.sam_perturb` it is the cosine between d_t and g_t, and
-    √(θ(2 − θ)) for VaSSO in pure noise. Of a lagged optimizer it is the slope
-    ⟨g_t, ε_{t−1}⟩/(‖g_t‖‖ε_{t−1}‖): where it is negative, the perturbation leads
-    downhill and lowers the loss that it is meant to raise. Leaves that are not
-    perturbed count in the length of the gradient.
+    √(θ(2 − θ)) for VaSSO in pure noise. With a lagged optimizer it is
+    ⟨g_t, ε_{t−1}⟩/(‖g_t‖‖ε_{t−1}‖): if negative, the perturbation points downhill.
+    Leaves that are not perturbed count in the length of the gradient.
     """
     return numerics.cosine(seen.perturbation, seen.grads)
 
 
 def arrival(seen: Seen) -> jax.Array:
-    """The cosine between ε and what is left of it when x + ε is rounded.
+    """The cosine between ε and the part of it that survives the rounding of x + ε.
 
     A weight of 0.03 in bfloat16 has neighbours at a distance of 1e-4, and a smaller
     perturbation leaves it where it is.
@@ -162,14 +161,14 @@ stability = Measure("stability", _previous_perturbation, _moved)
 
 
 def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> Measure:
-    """The exponential moving average of a measure, without the bias of its start.
+    """The exponential moving average of a measure, corrected for its start.
 
-    A value that is not finite is left out. An extreme one fades as all others do: from
-    1e30 to the size of one within 69/(1 − decay) steps.
+    Non-finite values are skipped. An outlier of 1e30 fades to the size of one within
+    69/(1 − decay) steps.
 
     Args:
       measure: a function of a :class:`Seen`; also one in :func:`functools.partial`.
-      decay: of the average, in [0, 1); it reaches back over about 1/(1 − decay) steps.
+      decay: decay of the average, in [0, 1); it covers about 1/(1 − decay) steps.
 
     Raises:
       ValueError: if measure is no function or decay is outside [0, 1).

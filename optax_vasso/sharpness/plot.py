@@ -1,4 +1,4 @@
-"""Plots of what :mod:`optax_vasso.sharpness` measures.
+"""Plots of the results of :mod:`optax_vasso.sharpness`.
 
 Each function draws into ``ax`` or makes a figure as wide as a column of text, and
 returns the Axes. Call one again with the same ``ax`` and another ``label`` to compare:

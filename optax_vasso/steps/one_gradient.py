@@ -1,4 +1,4 @@
-"""One gradient per step: perturb with what the last step has left."""
+"""One gradient per step: perturb with the previous step's perturbation."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class LaggedState(NamedTuple):
 
 
 class LaggedTransformation(optax.GradientTransformationExtraArgs):
-    """What :func:`optax_vasso.lagged` returns, which can also move parameters.
+    """The result of :func:`optax_vasso.lagged`, which can also move parameters.
 
     ``move(updates, state, params, **extra_args)`` is ``update``, but returns the new
-    parameters in place of their updates. It needs one buffer like the parameters less:
-    x_{t+1} takes the place of y_t before ‖d_t‖ is known.
+    parameters in place of their updates. It needs one copy of the parameters less:
+    x_{t+1} replaces y_t before ‖d_t‖ is known.
     """
 
     move: Callable[..., tuple[PyTree, LaggedState]]
@@ -82,17 +82,16 @@ def lagged(
     """Sharpness-aware training at one gradient per step, in any training loop.
 
     VaSSO's direction is an average over many steps, of which the newest gradient is a
-    small part. Leave it out: perturb x_t by the ε_{t−1} that the last step has left,
-    and feed the chain with the gradient taken there. Between steps the training loop's
-    ``params`` *are* the perturbed point y_t = x_t + ε_{t−1}, so with one gradient::
+    small part. So drop it: perturb x_t by the previous step's ε_{t−1}, and feed the
+    chain with the gradient at that point. During training the loop's ``params`` *are*
+    the perturbed point y_t = x_t + ε_{t−1}, so with one gradient::
 
         g_t = ∇f_{B_t}(y_t)
         x_{t+1} = x_t + optimizer(g_t, x_t)
         ε_t = ascent(g_t, x_t)
         y_{t+1} = x_{t+1} + ε_t
 
-    and nothing in the loop has to know. Evaluate, and keep as the result of training,
-    :func:`optax_vasso.eval_params`::
+    and the loop does not change. Evaluate and save :func:`optax_vasso.eval_params`::
 
         optimizer = lagged(
             optax.sgd(0.1, momentum=0.9),
@@ -105,18 +104,17 @@ def lagged(
             params = optax.apply_updates(params, updates)
         accuracy = evaluate(eval_params(state, params))
 
-    The loop has to add the updates as they are: what clips, scales or freezes them
-    afterwards changes the perturbation as well. Put such transformations into
-    ``optimizer``, and perturb a part of the parameters with
-    :func:`optax_vasso.ascent.masked_ascent`; :func:`optax_vasso.metrics.track_arrival`
-    checks it.
+    The loop has to add the updates unchanged: clipping, scaling or freezing them
+    afterwards changes the perturbation too. Put such transformations into
+    ``optimizer``; :func:`optax_vasso.metrics.track_arrival` checks it. To perturb a
+    part of the parameters, use :func:`optax_vasso.ascent.masked_ascent`.
 
-    Where the chain returns what is not finite, the last perturbation stays, so that x_t
-    can still be told.
+    If the chain returns a non-finite value, the last perturbation stays, so that x_t
+    can still be computed.
 
     Parameters of fewer than 32 bits round x_t + ε_{t−1} when the loop adds the updates.
-    The state holds in float32 how far they are from x_t, so that x_t itself moves by
-    the base optimizer's steps alone, however small they are.
+    The state holds their distance from x_t in float32, so that x_t moves exactly by the
+    base optimizer's steps, however small.
 
     Args:
       optimizer: the base optimizer. It sees g_t at x_t and, as extra arguments beside
@@ -128,8 +126,8 @@ def lagged(
         :func:`optax_vasso.clean_gradient`.
       rho: if given, the output of ``ascent`` counts as a direction only, to which ε_t
         is parallel with the 2-norm ρ: a number >= 0, a schedule of the step, or a
-        traced scalar. It is what :func:`optax_vasso.sam_perturb` at the end of the
-        chain would give, for less memory.
+        traced scalar. The result is that of :func:`optax_vasso.sam_perturb` at the end
+        of the chain, for less memory.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.

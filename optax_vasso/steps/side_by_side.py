@@ -1,8 +1,8 @@
 """Two gradients per step that do not wait for each other.
 
-SAM's second gradient is taken where the first one leads. Here both points are known
-when a step begins, so that a compiler, two halves of a mesh or two machines can compute
-the gradients side by side.
+SAM's second gradient depends on the first. Here both points are known when a step
+begins, so that a compiler, two halves of a mesh or two machines can compute the
+gradients in parallel.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PyTree = Any
 def clean_gradient() -> optax.GradientTransformationExtraArgs:
     """Feed a lagged ascent chain with the gradient at x_t: AsyncSAM's direction.
 
-    Stands first in the ascent chain of :func:`optax_vasso.lagged`, and replaces the
-    gradient at x_t + ε_{t−1} by a second one at x_t, which ``grad_fn`` gives::
+    Put it first in the ascent chain of :func:`optax_vasso.lagged`. It replaces the
+    gradient at x_t + ε_{t−1} by one at x_t, from ``grad_fn``::
 
         lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
 
-    The two gradients of a step are independent: the clean one shapes the perturbation
-    of the step after it.
+    The two gradients of a step are independent: the clean one determines the next
+    step's perturbation.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` without a state; ``update`` needs
@@ -94,15 +94,15 @@ def sampa(
     learning_rate: Hyperparameter,
     lmbda: Hyperparameter = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM parallelized: two gradients per step, at points that are both known before.
+    """SAM parallelized: two gradients per step, at points known in advance.
 
     With the loop's parameters at x̃_t = x_t + ρ ∇f(y_t)/‖∇f(y_t)‖::
 
         y_{t+1} = x_t − η ∇f(y_t)
         x_{t+1} = x_t + optimizer((1 − λ) ∇f(x̃_t) + λ ∇f(y_{t+1}), x_t)
 
-    where the loop takes ∇f(x̃_t), and ``grad_fn`` gives ∇f(y_{t+1}) on the same batch.
-    The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
+    where the loop computes ∇f(x̃_t), and ``grad_fn`` returns ∇f(y_{t+1}) on the same
+    batch. The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
 
     Args:
       optimizer: any Optax optimizer; the authors use SGD with momentum.

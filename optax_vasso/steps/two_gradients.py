@@ -44,11 +44,11 @@ class SharpnessAwareState(NamedTuple):
       ascent_state: the state of the ascent chain.
       gate_state: the state of the gate.
       optimizer_state: the state of the base optimizer.
-      report: of the last step, what costs nothing: ``ascended``, whether it descended
-        on the perturbed gradient, a boolean scalar; and ``perturbed_loss``, the loss at
-        x_t + ε_t, a float32 (under x64 float64) scalar, which is zero without an
-        ascent or if ``grad_fn`` returns no values. :func:`optax_vasso.metrics.track`
-        measures more.
+      report: of the last step, metrics that cost nothing: ``ascended``, whether it
+        descended on the perturbed gradient, a boolean scalar; and ``perturbed_loss``,
+        the loss at x_t + ε_t, a float32 (under x64 float64) scalar, which is zero
+        without an ascent or if ``grad_fn`` returns no values.
+        :func:`optax_vasso.metrics.track` measures more.
     """
 
     ascent_state: optax.OptState
@@ -83,10 +83,9 @@ def sharpness_aware(
         params = optax.apply_updates(params, updates)
 
     With ``ascent_steps = k > 1`` the perturbation is built from k parts of length ρ/k,
-    each from the gradient at the point that the parts before it have reached, so it
-    stays in the ball of radius ρ. The averages of the ascent chain advance once per
-    step, with the clean gradient; each part uses them as if its own gradient were the
-    newest.
+    each from the gradient at the point reached by the previous parts, so it stays in
+    the ball of radius ρ. The averages of the ascent chain advance once per step, with
+    the clean gradient; each part uses them as if its own gradient were the newest.
 
     When the gate is closed, the base optimizer gets g_t and ``grad_fn`` is not
     evaluated (:func:`jax.lax.cond`). Under :func:`jax.vmap` a cond computes both
@@ -97,10 +96,10 @@ def sharpness_aware(
         receives ``clean_grads`` (g_t, like the parameters), ``ascended`` (R_t, a
         boolean scalar) and ``perturbation`` (ε_t, whole, also after several ascent
         steps). The descent transforms and :func:`optax_vasso.metrics.track` read them;
-        what does not need them ignores them, as everywhere in Optax.
+        other transformations ignore them.
       ascent: a transformation whose output is added to the parameters.
       gate: when to ascend; by default :func:`optax_vasso.gate.always`.
-      ascent_steps: gradients spent on the ascent, >= 1.
+      ascent_steps: number of gradients for the ascent, >= 1.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` with

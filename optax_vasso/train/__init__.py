@@ -1,4 +1,4 @@
-"""A compiled train step, the examples its gradients are taken on, and many devices.
+"""A compiled train step, the examples of its gradients, and many devices.
 
 :mod:`optax_vasso.train.checkpoint` needs Orbax, so it is imported by its full name.
 """

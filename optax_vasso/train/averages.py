@@ -1,4 +1,4 @@
-"""Mapped axes: what is averaged over the devices, before an ascent or behind it."""
+"""Averages over mapped axes, before or after the ascent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PyTree = Any
 def synchronized(
     axis_name: AxisName, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """Average over a mapped axis: one perturbation for the batch of all devices.
+    """Average gradients over a mapped axis: one perturbation for all devices.
 
     For :func:`jax.pmap` and :func:`jax.shard_map`, where each device sees its own part
     of the batch. Loss, model state and gradients are averaged; keys differ from device
@@ -95,14 +95,15 @@ class AverageOverState(NamedTuple):
 def average_over(
     optimizer: optax.GradientTransformation, axis_name: AxisName
 ) -> optax.GradientTransformationExtraArgs:
-    """Average what an optimizer sees over a mapped axis: the descent of local ascents.
+    """Average gradients over a mapped axis after local ascents.
 
-    It stands around the base optimizer, between the perturbations, one for each device,
-    and all that has to be the same on every device::
+    Put it around the base optimizer. It separates the perturbations, one per device,
+    from everything that must be the same on every device::
 
         vasso(average_over(optax.sgd(0.1), "data"))
 
-    What is chained before it sees the gradient of one device, and can keep no state.
+    A transformation chained before it sees the gradient of one device, and may keep no
+    state.
 
     The gradient is averaged, and with it the extra arguments ``clean_grads``, ``grad``
     and ``value``, and ``value_fn`` and ``obj_fn`` become means of the loss over the
@@ -114,7 +115,7 @@ def average_over(
     before any optimizer sees them; differentiate at
     ``jax.lax.pcast(params, axis_name, to="varying")`` instead, as
     :func:`optax_vasso.train.make_local_train_step` does. Gradients that are the same on
-    all devices are refused, since nothing tells a sum from a mean.
+    all devices raise an error, because they may be a sum.
 
     Args:
       optimizer: the base optimizer.

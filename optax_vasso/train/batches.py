@@ -1,4 +1,4 @@
-"""Loss → gradient function: what a train step differentiates, and on which examples.
+"""Loss → gradient function: the gradients of a train step, and their examples.
 
 A gradient maker takes the loss of a train step and returns ``grad_fn(params,
 model_state, batch, key, clean) -> ((loss, (model_state, aux)), grads)``. ``clean`` is
@@ -55,7 +55,7 @@ def whole_batch(loss_fn: LossFn) -> GradientFn:
 
 
 def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """Go through the batch in parts, one after another, and average their gradients.
+    """Average the gradients of several parts of the batch, one after another.
 
     Memory for activations falls with the number of parts; for a loss that is a mean
     over examples the result is that of the whole batch. The sums are kept in float32
@@ -71,7 +71,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     parts.
 
     Args:
-      count: number of parts, >= 1; it has to divide the batch.
+      count: number of parts, >= 1, which divides the number of examples.
       gradient: the gradient of one part.
 
     Returns:
@@ -153,14 +153,12 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
 def part_of_batch(
     fraction: float, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """The gradient on a part of the batch: an ascent that costs less than a gradient.
+    """The gradient of a part of the batch: a cheaper ascent.
 
     As ``ascent_gradient`` of :func:`optax_vasso.make_train_step`, it makes a step cost
     1 + fraction gradients, and the descent sees the examples of the ascent again;
-    :func:`optax_vasso.train.split_batch` keeps them apart. Averaging the ascent over
-    steps does not make up for a small part: on digits with 75 % random labels VaSSO
-    reached 81.1 % on an eighth of the batch, SAM 83.0 %. The examples taken are spread
-    evenly, so that each device takes the same share of a sharded batch.
+    :func:`optax_vasso.train.split_batch` keeps them apart. The chosen examples are
+    spread evenly, so that each device takes the same share of a sharded batch.
 
     Args:
       fraction: share of the examples, in [1e-6, 1].
@@ -209,7 +207,7 @@ def part_of_batch(
 
 
 def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """The gradient on one of several batches that a step gets together.
+    """The gradient of one of several batches that a step receives together.
 
     ``gradient=on_batch("descent"), ascent_gradient=on_batch("ascent")`` ascends and
     descends on different examples; the batch is then
@@ -252,11 +250,11 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
 def functional(network: Callable[..., Any]) -> GradientMaker:
     """The gradient of Functional SAM: of the network at x + ε, of the loss at x.
 
-    For a loss L(F(x)) of a network's outputs, SAM descends along
-    J(x + ε)ᵀ ∇_F L(F(x + ε)), with the Jacobian J of F. Functional SAM keeps the
-    cotangent of the clean point, J(x + ε)ᵀ ∇_F L(F(x)): it regularizes the function
-    that the network computes and leaves out what makes the logits small, which hurts
-    language models. The loss of the train step is then that of the *outputs*::
+    For a loss L(F(x)) of a network's outputs, SAM descends along J(x + ε)ᵀ ∇_F
+    L(F(x + ε)), with the Jacobian J of F. Functional SAM keeps the cotangent of the
+    clean point, J(x + ε)ᵀ ∇_F L(F(x)): it regularizes the network's function, without
+    the pressure to shrink the logits that hurts language models. The loss of the train
+    step is then a function of the *outputs*::
 
         def network(params, batch):
             return model.apply(params, batch["inputs"])
@@ -270,15 +268,14 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 
     It costs no more than SAM: at x it is the gradient of the loss, and the compiler
     evaluates F(x) once. Inside :func:`microbatched`, behind a gate or with
-    ``separate_keys`` it is evaluated again, which is a third of a gradient. It is meant
-    for :func:`optax_vasso.sharpness_aware`; where a step takes a single gradient there
-    is no clean point, and it changes nothing.
+    ``separate_keys`` it is evaluated again, which is a third of a gradient. With one
+    gradient per step there is no clean point, and it changes nothing.
 
     Args:
       network: ``network(params, batch) -> outputs``, any tree of float arrays. Like a
         loss, it may take ``model_state`` and then return ``(outputs, new_model_state)``
-        and it may take ``key``. What the loss knows of the parameters, a penalty for
-        instance, has to be among the outputs.
+        and it may take ``key``. Anything else that the loss needs of the parameters,
+        such as a penalty, has to be among the outputs.
 
     Returns:
       A gradient maker for :func:`optax_vasso.make_train_step`, whose loss is
@@ -333,7 +330,7 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 def perturbed(
     ascent: optax.GradientTransformation, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """The gradient at a perturbation of its own: m-sharpness, part by part.
+    """The gradient at a perturbation made from the same examples: m-sharpness.
 
     ``microbatched(4, perturbed(sam_perturb(0.1)))`` around a plain optimizer perturbs
     every microbatch by an ε from that microbatch's gradient, and descends along the
@@ -344,11 +341,10 @@ def perturbed(
     Loss, model state and ``aux`` are those of the clean evaluation.
 
     Args:
-      ascent: the ascent chain, without a memory: an average over steps has no place
-        inside a gradient. It gets the loss as ``value``. In float16 with a loss scale
-        its gradients are scaled, which a chain whose perturbation has a length of its
-        own, as :func:`optax_vasso.sam_perturb`, does not notice.
-      gradient: the gradient that is taken twice.
+      ascent: an ascent chain without averages or schedules. It receives the loss as
+        ``value``, and in float16 with a loss scale scaled gradients, which do not
+        affect :func:`optax_vasso.sam_perturb`.
+      gradient: the gradient to compute at both points.
 
     Returns:
       A gradient maker.

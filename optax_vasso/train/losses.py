@@ -1,4 +1,4 @@
-"""The losses that users write, as the one form that the train step works with."""
+"""Bring the losses that users write into the one signature of the train step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORM = (
 
 
 def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
-    """A loss that takes and returns everything, from one that takes what it needs.
+    """A loss of all arguments and results, from one that takes what it needs.
 
     Args:
       loss_fn: takes the parameters first, the batch under any name, and what it needs

@@ -13,21 +13,21 @@ from optax_vasso.train.losses import LossFn
 
 
 def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """Each gradient in a computation of its own: for networks that scan their layers.
+    """Compute each gradient separately: for networks that scan their layers.
 
-    A scan begins with a stack of zeros in which it keeps the activations of all layers.
-    Where two gradients are in one computation, as in a step of SAM, XLA makes one such
-    stack for both, and copies it before the first: the peak has the activations twice.
-    Apart, it has them once, as in plain training. The gradients are the same, and their
-    operations too.
+    A scan keeps the activations of all layers in a stack that begins with zeros. If two
+    gradients are in one computation, as in a step of SAM, XLA makes one such stack for
+    both and copies it before the first, so the peak has the activations twice. Computed
+    separately, it has them once, as in plain training. Neither the gradients nor their
+    operations change.
 
-    Without a scan over layers it is of no use: all of a gradient is then there before
-    the optimizer takes the first leaf of it, which is up to one copy of the parameters
-    more. In :func:`microbatched` parts the gradients are nearly apart already: there it
-    saves about a shard of the parameters.
+    Without a scan over layers do not use it: the whole gradient is then complete before
+    the optimizer reads its first leaf, which takes up to one more copy of the
+    parameters. In :func:`microbatched` parts the gradients are nearly apart already:
+    there it saves about a shard of the parameters.
 
     Args:
-      gradient: the gradient to take.
+      gradient: the gradient to compute.
 
     Returns:
       A gradient maker for :func:`optax_vasso.make_train_step`.

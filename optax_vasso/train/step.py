@@ -28,14 +28,14 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """Everything a training run needs to go on, a tree of arrays.
+    """Everything needed to continue a training run, as a tree of arrays.
 
     Attributes:
       step: steps done, an int32 scalar.
       params: the parameters; with :func:`optax_vasso.lagged`, the perturbed ones.
       opt_state: the state of the optimizer.
-      model_state: what the model carries besides parameters, such as batch
-        statistics; any tree, ``()`` if there is nothing.
+      model_state: state of the model besides parameters, such as batch statistics; any
+        tree, ``()`` without one.
       key: the random key of the run (dropout, augmentation); ``None`` if unused.
     """
 
@@ -100,11 +100,10 @@ def make_train_step(
     """Compile one step of training.
 
     The same function serves one device and a mesh of them: :func:`jax.jit` takes the
-    shardings of state and batch from its arguments, and norms are global whatever
-    they are. It may be called inside :func:`jax.jit`, :func:`jax.lax.scan` and
-    :func:`jax.vmap`, as for many steps or many seeds in one program. What of the state
-    is kept in host memory (``pinned_host``) is moved to the device for the step, and
-    back.
+    shardings of state and batch from its arguments, and norms are global whatever they
+    are. It may be called inside :func:`jax.jit`, :func:`jax.lax.scan` and
+    :func:`jax.vmap`, as for many steps or many seeds in one program. Parts of the state
+    in host memory (``pinned_host``) are moved to the device for the step, and back.
 
     The loss is ``loss_fn(params, batch) -> loss``, a scalar. It requests anything else
     by argument name: ``model_state`` (batch statistics and the like) makes it
@@ -118,26 +117,25 @@ def make_train_step(
 
     Args:
       loss_fn: the loss, as above.
-      optimizer: any Optax optimizer; a sharpness-aware one may be anywhere in it. What
-        some of them need is always passed: the loss as ``value``, the gradient as
-        ``grad`` (not conjugated, where it is complex), and the loss as a function of
-        the parameters as ``value_fn`` and ``obj_fn``.
+      optimizer: any Optax optimizer; a sharpness-aware one may be anywhere in it. Its
+        ``update`` receives the loss as ``value``, the gradient as ``grad`` (not
+        conjugated, where it is complex), and the loss as a function of the parameters
+        as ``value_fn`` and ``obj_fn``.
       has_aux: whether the loss returns auxiliary output, as in
         :func:`jax.value_and_grad`.
       separate_keys: let the perturbed evaluation draw its own dropout masks. By
         default both evaluations use the same ones, so that the perturbed gradient is
         the gradient of the same function.
-      gradient: what is differentiated, and on which examples, for instance
+      gradient: maker of the gradient, which chooses its examples, for instance
         :func:`optax_vasso.train.microbatched`.
-      ascent_gradient: the same for the clean gradient of a sharpness-aware optimizer,
-        where it differs, for instance :func:`optax_vasso.train.part_of_batch`;
+      ascent_gradient: maker of the clean gradient of a sharpness-aware optimizer, if it
+        differs, for instance :func:`optax_vasso.train.part_of_batch`;
         ``**split_batch()`` gives both (:func:`optax_vasso.train.split_batch`). Loss,
         model state and ``aux`` are then those of the examples of the ascent, and there
         is no ``sharpness`` among the metrics. A step whose gate is closed descends on
         this gradient.
-      state_shardings: a tree of shardings like the state, to which the returned state
-        is held; by default the compiler chooses, which keeps them in all but unusual
-        layouts.
+      state_shardings: shardings of the returned state, a tree like the state; by
+        default the compiler chooses, and keeps them in all but unusual layouts.
 
     Returns:
       ``train_step(state, batch) -> (state, metrics)``, jitted, with the buffers of
