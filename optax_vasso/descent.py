@@ -357,6 +357,6 @@ def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> Non
     if jax.tree.structure(clean_grads) != structure:
         raise ValueError(
             f"{name} got clean_grads of another tree structure than the perturbed "
-            "gradient: inside optax.partition or optax.masked, pass those "
+            "gradient: inside optax.partition or optax.masked, pass them "
             "mask_compatible_extra_args=True."
         )

@@ -184,8 +184,8 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
             raise FloatingPointError(
                 f"The last {consecutive} batches gave a loss or gradients that are not "
                 f"finite, more than the {max_consecutive} allowed in a row "
-                f"({int(jnp.max(skip.total))} since the start). The "
-                "parameters are those before them: look at the data, or lower the "
+                f"({int(jnp.max(skip.total))} since the start). They changed no "
+                "parameters: look at the data, or lower the "
                 "learning rate or rho."
             )
 
@@ -284,8 +284,8 @@ def in_float32(
         state = optimizer.init(_widen(params))
         if find_states(state, LaggedState):
             raise ValueError(
-                "optimizer is lagged, and the float32 parameters that it would be "
-                "given end with the step: wrap its base optimizer instead, as in "
+                "in_float32 cannot wrap a lagged optimizer, because its float32 copies "
+                "are lost after each step: wrap the base optimizer instead, as in "
                 "lagged_vasso(in_float32(optimizer))."
             )
         return state

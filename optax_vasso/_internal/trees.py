@@ -86,8 +86,8 @@ def merge_metrics(*parts: dict[str, Any]) -> dict[str, Any]:
         for name in part:
             if name in merged:
                 raise ValueError(
-                    f"two metrics of this train step are called {name!r}: name what "
-                    "you measure apart, as in track(other_name=measure)."
+                    f"two metrics of this train step have the name {name!r}: rename "
+                    "one of them, as in track(other_name=measure)."
                 )
         merged |= part
     return merged

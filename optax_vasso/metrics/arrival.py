@@ -158,9 +158,9 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
     slope = float(np.mean(metrics["mean_cosine"]))
     if slope < least:
         warnings.warn(
-            "The lagged perturbation leads downhill: its mean cosine with the "
+            "The lagged perturbation points downhill: its mean cosine with the "
             f"gradient is {slope:.2f}, below {least:g}. Lower the learning rate, raise "
-            "theta, or try momentum_sam, whose sign is the opposite.",
+            "theta, or try momentum_sam, which has the opposite sign.",
             RuntimeWarning,
             stacklevel=2,
         )

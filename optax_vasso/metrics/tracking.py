@@ -175,7 +175,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
     """
     if not callable(measure):
         raise ValueError(
-            f"measure must be a function of what was Seen, got a "
+            f"measure must be a function of a Seen, got a "
             f"{type(measure).__name__}: a Measure has its own state, and cannot be "
             "averaged."
         )
@@ -337,7 +337,7 @@ def _as_measure(
         return measure if name is None else measure._replace(name=name)
     if not callable(measure):
         raise ValueError(
-            f"a measure must be a function of what was Seen, or a Measure, got "
+            f"a measure must be a function of a Seen, or a Measure, got "
             f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(

@@ -155,7 +155,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     if not groups:
         raise ValueError(
             "batches is empty, so there is nothing to measure on: pass at least one"
-            " batch (an iterator that was used up before gives no more)."
+            " batch (an exhausted iterator gives none)."
         )
     return Batches(groups)
 

@@ -139,7 +139,7 @@ def _check_product(
         raise TypeError(
             f"JAX cannot form the {name}-vector product of this loss, since something"
             " in it has no forward derivative (a custom_vjp without a jvp, a kernel, a"
-            f" callback): use {alternative}, which can do without. JAX said: {error}"
+            f" callback): use {alternative}, which needs none. JAX said: {error}"
         ) from error
     lowered.add((structure, shapes))
 

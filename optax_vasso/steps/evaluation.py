@@ -138,7 +138,7 @@ def _check_told(state: PyTree, params: PyTree) -> None:
         return
     what = "the parameters" if is_params else f"a {type(state).__name__}"
     raise ValueError(
-        f"state is {what}, in which no optimizer state can be told: pass what the "
+        f"state is {what}, which holds no optimizer state: pass what the "
         "optimizer's init and update return, or restore it from the checkpoint with "
         "optimizer.init(params) as the target."
     )

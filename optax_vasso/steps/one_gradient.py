@@ -153,8 +153,8 @@ def lagged(
         check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
         if follows_loss(ascent_state):
             raise ValueError(
-                "lagged knows no loss at unperturbed parameters, and the ascent has a "
-                "radius that follows from it: use sharpness_aware with split_batch()."
+                "the radius of the ascent follows the loss at unperturbed parameters, "
+                "which lagged does not have: use sharpness_aware with split_batch()."
             )
         try:
             given, _ = jax.eval_shape(

@@ -249,8 +249,9 @@ def sharpness_aware(
         apart = mapped.disagreement(ascended, params)
         if apart:
             raise ValueError(
-                f"gate decides for each device of axis {apart[0]!r} alone, but they "
-                "share their parameters: let it decide from what is the same on all, "
+                f"gate decides for each device of axis {apart[0]!r} separately, but "
+                "the devices share their parameters: let it decide from a value that "
+                "is the same on all, "
                 f"such as jax.lax.pmean(value, {apart[0]!r})."
             )
         if ascended is True:
@@ -297,7 +298,7 @@ def gradient_at(
         raise ValueError(
             "grad_fn was given masked nodes in place of parameters, since optax.masked "
             "or optax.partition stands around the optimizer: put it into the base "
-            "optimizer, and choose what is perturbed by mask=."
+            "optimizer, and choose the perturbed leaves by mask=."
         ) from error
     structure: Any = jax.tree.structure(clean_grads)
     value = None
@@ -313,7 +314,7 @@ def gradient_at(
         raise ValueError(
             "grad_fn must return gradients with the shapes of those passed to update, "
             f"{shapes[1]}, got {shapes[0]}: differentiate the loss by the parameters "
-            "that it is given."
+            "passed to grad_fn."
         )
     return numerics.map_updates(
         lambda g, like: jnp.asarray(g).astype(like.dtype), result, clean_grads

@@ -239,7 +239,7 @@ def _check_varies(updates: PyTree, axis_name: AxisName) -> None:
         if shared:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} is the same on all devices of "
-                f"axis {shared[0]!r}, so it is a sum that JAX has taken, or a mean: "
+                f"axis {shared[0]!r}, so it is already a sum or a mean: "
                 "differentiate at jax.lax.pcast(params, "
                 f'{shared[0]!r}, to="varying"), or leave average_over out.'
             )

@@ -411,8 +411,8 @@ def _check_without_memory(
         jax.eval_shape(jax.vmap(perturb, out_axes=None), two)
     except ValueError as error:
         raise ValueError(
-            "ascent has a memory, an average over steps or a schedule, which does not "
-            "advance inside a gradient: pass a perturbation alone, such as "
+            "ascent has an average over steps or a schedule, which does not advance "
+            "inside a gradient: pass only a perturbation, such as "
             "sam_perturb(0.1), or use sharpness_aware."
         ) from error
 
@@ -453,7 +453,7 @@ def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
             )
         if leaf.shape[0] % parts:
             raise ValueError(
-                f"{name} has {leaf.shape[0]} examples, which {parts} does not divide, "
-                f"as {what} need: change one of the two."
+                f"{name} has {leaf.shape[0]} examples, but {what} need a multiple of "
+                f"{parts}: change one of the two."
             )
     return batch

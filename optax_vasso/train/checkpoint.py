@@ -189,9 +189,9 @@ def checkpoints(
                 break
             if not _is_damage(error):
                 raise OSError(
-                    f"checkpoint {number} in {folder} cannot be read at present "
-                    f"({_first_line(error)}): start again when it can, or rename it to "
-                    "go back to the one before."
+                    f"checkpoint {number} in {folder} cannot be read now "
+                    f"({_first_line(error)}): try again later, or rename it to use the "
+                    "previous one."
                 )
             damaged.add(number)
             reasons.append(f"checkpoint {number}: {_first_line(error)}")

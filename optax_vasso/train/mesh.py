@@ -40,8 +40,8 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
         size = jnp.shape(leaf)[0] * processes if jnp.ndim(leaf) else None
         if size is None or size % mesh.shape[axis]:
             raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, which "
-                f"the {mesh.shape[axis]} devices of mesh axis {axis!r} do not divide: "
+                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, not "
+                f"a multiple of the {mesh.shape[axis]} devices of mesh axis {axis!r}: "
                 "change the batch or the mesh."
             )
     sharding = NamedSharding(mesh, P(axis))
@@ -163,7 +163,7 @@ def check_mesh(mesh: Any) -> None:
     if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
         raise ValueError(
             f"mesh must be a jax.sharding.Mesh, got a {type(mesh).__name__}: make one "
-            "with jax.make_mesh, and pass it behind what is to be divided."
+            "with jax.make_mesh, and check the order of the arguments."
         )
 
 

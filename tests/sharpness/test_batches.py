@@ -96,7 +96,7 @@ def test_what_are_not_several_batches_is_refused(batches, message):
 def test_an_iterator_that_was_used_up_is_refused():
     used_up = iter([X])
     next(used_up)
-    with pytest.raises(ValueError, match="used up before gives no more"):
+    with pytest.raises(ValueError, match="an exhausted iterator gives none"):
         sharpness.stack_batches(used_up)
 
 
