@@ -338,7 +338,7 @@ def _drawn(ax: Axes) -> int:
     return sum(line.get_gid() == "curve" for line in ax.lines)
 
 
-def _distinct(numbers: Sequence[float]) -> list[str]:
+def _distinct(numbers: np.ndarray) -> list[str]:
     """Two digits of each number, or as many as tell them apart."""
     for digits in range(2, 8):
         labels = [f"{number:.{digits}g}" for number in numbers]
