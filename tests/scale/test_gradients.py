@@ -256,7 +256,10 @@ def test_a_fraction_is_in_0_1(fraction):
     ("kwargs", "message"),
     [
         ({"gradient": ov.train.microbatched(5)}, r"32 examples.*a multiple of 5"),
-        ({"ascent_gradient": ov.train.part_of_batch(0.3)}, r"32 examples.*a multiple of 10"),
+        (
+            {"ascent_gradient": ov.train.part_of_batch(0.3)},
+            r"32 examples.*multiple of 10",
+        ),
         ({"gradient": ov.train.on_batch("descent")}, "needs a batch that has an entry"),
         ({"gradient": ov.train.synchronized("data")}, "'data' is not an axis"),
     ],
