@@ -1,4 +1,4 @@
-"""Around an optimizer of low-rank adapters: what regards the two factors of a product.
+"""Balance the two factors of low-rank adapters, around their optimizer.
 
 An adapter adds X Yᵀ to a frozen weight, and (c X, Y/c) is the same adapter for every c.
 """
@@ -53,26 +53,26 @@ def balanced(
 ) -> optax.GradientTransformationExtraArgs:
     """Draw the norms of the two factors of each adapter together, as SAM does: BAR.
 
-    Of a product X Yᵀ, gradient flow leaves (‖X‖² − ‖Y‖²)/2 as it is, and SAM moves it
-    by ρ (‖g_X‖² − ‖g_Y‖²)/√(‖g_X‖² + ‖g_Y‖²) per unit of time. This follows the sign of
-    that and takes no second gradient: before each step of the optimizer,
+    For a product X Yᵀ, gradient flow preserves (‖X‖² − ‖Y‖²)/2, and SAM moves it by ρ
+    (‖g_X‖² − ‖g_Y‖²)/√(‖g_X‖² + ‖g_Y‖²) per unit of time. This follows that sign
+    without a second gradient: before each step of the optimizer,
 
         X ← (1 + α η) X, Y ← (1 − α η) Y   if ‖g_X‖ ≥ ‖g_Y‖,
         X ← (1 − α η) X, Y ← (1 + α η) Y   otherwise,
 
     which multiplies the adapter by 1 − (α η)² alone. The factor with the larger
-    gradient is as a rule the smaller one: g_X = G Y and g_Y = Gᵀ X, where G is the
-    gradient of the product. Each adapter is balanced by itself, in one pass over it.
+    gradient is usually the smaller one: g_X = G Y and g_Y = Gᵀ X, where G is the
+    gradient of the product. Each adapter is balanced separately, in one pass.
 
-    It goes inside of what perturbs, as in ``sam(balanced(optimizer, ...))``: there the
-    gradients that are compared are those that the optimizer descends on. A pair of
-    which the optimizer freezes a factor (:func:`optax_vasso.ascent.trained_by`), or
-    whose gradients are not finite, stays as it is.
+    Put it inside a perturbing optimizer, as in ``sam(balanced(optimizer, ...))``: it
+    then compares the gradients that the optimizer descends on. A pair with a frozen
+    factor (:func:`optax_vasso.ascent.trained_by`) or with non-finite gradients is left
+    unchanged.
 
     Args:
       optimizer: any Optax optimizer. It sees the balanced factors as its ``params``.
-      learning_rate: η, >= 0, that of the optimizer: a number, a schedule of the step,
-        or a traced scalar.
+      learning_rate: learning rate η of the optimizer, >= 0: a number, a schedule of the
+        step, or a traced scalar.
       alpha: α, >= 0, likewise. The paper searches 0.2 to 2 and lets it fall to zero
         along a line or a cosine.
       names: names of the two factors of a pair, by default those of ``flax.nnx.LoRA``.
@@ -83,8 +83,8 @@ def balanced(
         function of the parameters that returns one; by default none.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs`. Shapes and dtypes of the factors
-      are free; norms are taken in float32 or wider.
+      A :class:`optax.GradientTransformationExtraArgs`. The factors may have any shapes
+      and dtypes; norms are computed in float32 or wider.
 
     Raises:
       ValueError: if optimizer is no transformation, a hyperparameter is negative or not
