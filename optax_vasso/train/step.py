@@ -20,8 +20,8 @@ from optax_vasso._internal.trees import (
     merge_metrics,
 )
 from optax_vasso.steps.two_gradients import SharpnessAwareState
-from optax_vasso.train.batches import GradientMaker, LossFn, whole_batch
-from optax_vasso.train.losses import as_canonical
+from optax_vasso.train.batches import GradientMaker, Inputs, whole_batch
+from optax_vasso.train.losses import LossFn, as_canonical
 from optax_vasso.wrappers import SkipState
 
 PyTree = Any
@@ -250,7 +250,7 @@ def build_train_step(
         ) -> tuple[Any, PyTree]:
             scaled = _scaled_loss(loss_fn, scales[0]) if scales else loss_fn
             (loss, rest), grads = maker(scaled)(
-                params, state.model_state, batch, key, clean
+                Inputs(params, state.model_state, batch, key, clean)
             )
             if scales:
                 loss, grads = scales[0].unscale((loss, grads))
