@@ -171,7 +171,7 @@ def test_microbatches_keep_the_explicit_sharding_of_parameters():
             (params, batch), jax.NamedSharding(mesh, P("data"))
         )
         _, grads = jax.jit(ov.train.microbatched(4)(gathered))(
-            params, jnp.zeros(()), batch, None
+            ov.train.Inputs(params, jnp.zeros(()), batch)
         )
         assert jax.typeof(grads["in"]).sharding.spec == P("data", None)
 
