@@ -291,7 +291,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
 
         def renew() -> tuple[PyTree, PyTree]:
             orthogonal = numerics.without(updates, clean_grads, overlap)
-            return updates, numerics.fill_none(orthogonal, state.orthogonal)
+            return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
             unit = numerics.normalize(state.orthogonal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -142,8 +143,10 @@ def skip_nonfinite(
                     if state.loss_scale != ()
                     else state.loss_scale
                 ),
-                optimizer_state=_where(
-                    finite, optimizer_state, clear_metrics(state.optimizer_state)
+                optimizer_state=numerics.map_updates(
+                    functools.partial(jnp.where, finite),
+                    optimizer_state,
+                    clear_metrics(state.optimizer_state),
                 ),
                 report=Report({"finite": finite, "skipped": state.total + skipped}),
             ),
@@ -208,33 +211,20 @@ def _stays_finite(old: PyTree, new: PyTree) -> jax.Array:
     Some states hold an infinity from the start, as the best value so far of
     :func:`optax.contrib.reduce_on_plateau`; that is no overflow.
     """
-    verdicts = jax.tree.map(
+    verdicts = numerics.map_updates(
         lambda after, before: (
             jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
-            if after is not None and jnp.issubdtype(after.dtype, jnp.inexact)
+            if jnp.issubdtype(after.dtype, jnp.inexact)
             else None
         ),
         new,
         old,
-        is_leaf=lambda leaf: leaf is None,
     )
     return _all(jax.tree.leaves(verdicts))
 
 
 def _all(verdicts: list[jax.Array]) -> jax.Array:
     return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
-
-
-def _where(finite: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The new state or the old one; Optax's may hold None where an update was None."""
-    return jax.tree.map(
-        lambda after, before: (
-            None if after is None else jnp.where(finite, after, before)
-        ),
-        new,
-        old,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def in_float32(
@@ -303,13 +293,11 @@ def in_float32(
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )
-        return _cast_to_params(new_updates, params), state
+        return numerics.map_updates(
+            lambda u, x: u.astype(x.dtype), new_updates, params
+        ), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _cast_to_params(updates: PyTree, params: PyTree) -> PyTree:
-    return numerics.map_updates(lambda u, x: u.astype(x.dtype), updates, params)
 
 
 def _widen(tree: PyTree) -> PyTree:

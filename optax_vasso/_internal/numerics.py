@@ -79,12 +79,7 @@ def finite_or(newest: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:
-    """Cast each leaf of ``tree`` to the dtype of the same leaf of ``target``."""
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
-
-
-def fill_none(tree: PyTree, target: PyTree) -> PyTree:
-    """:func:`cast_like`, and the leaf of ``target`` where that of ``tree`` is None."""
+    """Each leaf of ``tree`` in the dtype of that of ``target``, or this for None."""
     return jax.tree.map(
         lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
         tree,

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from optax_vasso._internal.checks import is_left_out
 
 PyTree = Any
 State = TypeVar("State")
@@ -32,6 +35,16 @@ class Report(NamedTuple):
     """
 
     metrics: dict[str, Any]
+
+
+def displaced(params: PyTree, perturbation: PyTree) -> PyTree:
+    """The sum x + ε in the dtypes of x, and x itself where there is no ε."""
+    return jax.tree.map(
+        lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
+        perturbation,
+        params,
+        is_leaf=is_left_out,
+    )
 
 
 class FollowsLoss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,30 +93,13 @@ def vasso_ema(
       Suppression <https://arxiv.org/abs/2309.15639>`_, 2023, Algorithm 1.
     """
     check_theta(theta)
-    check_accumulator_dtype(accumulator_dtype)
-
-    def init_fn(params: PyTree) -> VassoEmaState:
-        check_params(params)
-        return VassoEmaState(
-            step=jnp.zeros((), jnp.int32),
-            ema=zeros_like(params, accumulator_dtype),
-        )
-
-    def update_fn(
-        updates: PyTree, state: VassoEmaState, params: PyTree = None
-    ) -> tuple[PyTree, VassoEmaState]:
-        del params
-        check_state(state, VassoEmaState, "vasso_ema")
-        check_structure(updates, state.ema, "vasso_ema")
-        weight = newest_weight(state.step == 0, value_at(theta, state.step))
-        average = moving_average(weight, updates, state.ema)
-        new_state = VassoEmaState(
-            step=optax.safe_increment(state.step),
-            ema=numerics.cast_like(average, state.ema),
-        )
-        return cast_to_updates(average, updates), new_state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return _averaging(
+        VassoEmaState,
+        "vasso_ema",
+        lambda step: value_at(theta, step),
+        lambda updates, state, average: cast_to_updates(average, updates),
+        accumulator_dtype,
+    )
 
 
 class CarriedEmaState(NamedTuple):
@@ -204,30 +188,52 @@ def friendly_noise(
     """
     check_not_negative("sigma", sigma)
     check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
+
+    def noise(updates: PyTree, state: FriendlyNoiseState, average: PyTree) -> PyTree:
+        del average
+        share = -jnp.asarray(value_at(sigma, state.step))
+        return numerics.map_updates(
+            lambda g, m: _saturated(_combine(1.0, g, share, m), g), updates, state.ema
+        )
+
+    return _averaging(
+        FriendlyNoiseState,
+        "friendly_noise",
+        lambda step: 1.0 - value_at(lmbda, step),
+        noise,
+        accumulator_dtype,
+    )
+
+
+def _averaging(
+    kind: Any,
+    name: str,
+    newest: Callable[[jax.Array], jax.typing.ArrayLike],
+    output: Callable[[PyTree, Any, PyTree], PyTree],
+    accumulator_dtype: Any,
+) -> optax.GradientTransformation:
+    """A transformation with a moving average of the gradients in its state.
+
+    ``newest`` is the weight of the newest gradient by the step, and ``output`` what the
+    transformation returns, by the updates, the last state and the new average.
+    """
     check_accumulator_dtype(accumulator_dtype)
 
-    def init_fn(params: PyTree) -> FriendlyNoiseState:
+    def init_fn(params: PyTree) -> Any:
         check_params(params)
-        return FriendlyNoiseState(
-            step=jnp.zeros((), jnp.int32),
-            ema=zeros_like(params, accumulator_dtype),
+        return kind(
+            step=jnp.zeros((), jnp.int32), ema=zeros_like(params, accumulator_dtype)
         )
 
     def update_fn(
-        updates: PyTree, state: FriendlyNoiseState, params: PyTree = None
-    ) -> tuple[PyTree, FriendlyNoiseState]:
+        updates: PyTree, state: Any, params: PyTree = None
+    ) -> tuple[PyTree, Any]:
         del params
-        check_state(state, FriendlyNoiseState, "friendly_noise")
-        check_structure(updates, state.ema, "friendly_noise")
-        share = -jnp.asarray(value_at(sigma, state.step))
-        noise = numerics.map_updates(
-            lambda g, m: _saturated(_combine(1.0, g, share, m), g),
-            updates,
-            state.ema,
-        )
-        weight = newest_weight(state.step == 0, 1.0 - value_at(lmbda, state.step))
+        check_state(state, kind, name)
+        check_structure(updates, state.ema, name)
+        weight = newest_weight(state.step == 0, newest(state.step))
         average = moving_average(weight, updates, state.ema)
-        return noise, FriendlyNoiseState(
+        return output(updates, state, average), kind(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
         )

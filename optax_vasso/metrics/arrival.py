@@ -18,7 +18,7 @@ from optax_vasso._internal.checks import (
     is_left_out,
     require_params,
 )
-from optax_vasso._internal.trees import Report, collect_metrics
+from optax_vasso._internal.trees import Report, collect_metrics, displaced
 from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
 PyTree = Any
@@ -104,12 +104,7 @@ def track_arrival(
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
-        following = jax.tree.map(
-            lambda u, x: x if u is None else optax.apply_updates(x, u),
-            new_updates,
-            params,
-            is_leaf=lambda u: u is None,
-        )
+        following = displaced(params, new_updates)
         expected = _projection(following, perturbation_of(optimizer_state))
         dtype = state.expected.dtype
         report = Report({"arrived": arrived.astype(dtype)})

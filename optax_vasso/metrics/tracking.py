@@ -30,18 +30,6 @@ from optax_vasso._internal.trees import Report, of_ascent
 
 PyTree = Any
 
-__all__ = [
-    "Measure",
-    "Seen",
-    "arrival",
-    "cosine",
-    "grad_norm",
-    "perturbation_norm",
-    "running_mean",
-    "stability",
-    "track",
-]
-
 
 class Seen(NamedTuple):
     """What a measure can read of a step.
@@ -126,17 +114,13 @@ def arrival(seen: Seen) -> jax.Array:
     """
 
     # Not optax.tree.sub: the two are close, so their difference is exact.
-    def taken_in(e: jax.Array | None, x: jax.Array) -> jax.Array | None:
-        if e is None:
-            return None
+    def taken_in(e: jax.Array, x: jax.Array) -> jax.Array:
         if not numerics.has_few_bits(x):
             return (x + e) - x
         wide = x.astype(jnp.float32)
         return numerics.round_to(wide + e.astype(jnp.float32), x.dtype) - wide
 
-    rounded = jax.tree.map(
-        taken_in, seen.perturbation, seen.params, is_leaf=lambda e: e is None
-    )
+    rounded = numerics.map_updates(taken_in, seen.perturbation, seen.params)
     return numerics.cosine(rounded, seen.perturbation)
 
 
@@ -152,7 +136,7 @@ def _moved(seen: Seen, previous: PyTree) -> tuple[jax.Array, PyTree]:
         )
     )
     share = move / jnp.where(length == 0, 1, length)
-    return share, numerics.fill_none(seen.perturbation, previous)
+    return share, numerics.cast_like(seen.perturbation, previous)
 
 
 #: How far the adversary moves from step to step, ‖ε_t − ε_{t−1}‖/‖ε_t‖. It lies

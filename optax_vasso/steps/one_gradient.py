@@ -29,7 +29,12 @@ from optax_vasso._internal.extra_args import (
     passing,
     with_synonyms,
 )
-from optax_vasso._internal.trees import check_not_nested, follows_loss, of_ascent
+from optax_vasso._internal.trees import (
+    check_not_nested,
+    displaced,
+    follows_loss,
+    of_ascent,
+)
 
 PyTree = Any
 
@@ -170,36 +175,24 @@ def lagged(
             # It needs an argument that only the training loop has; if something else is
             # wrong, update says so.
             given = params
-        # What a mask leaves out may be an integer, such as a quantized base.
-        check_inexact(
-            jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
+        # Where the chain gives nothing there is nothing to keep; what a mask leaves out
+        # may be an integer, such as a quantized base.
+        perturbed = jax.tree.map(
+            lambda x, d: None if is_left_out(d) else x, params, given
         )
-        # Where the chain gives nothing there is nothing to keep.
-        direction = jax.tree.map(
-            lambda x, d: None if is_left_out(d) else _zeros(x), params, given
-        )
+        check_inexact(perturbed)
         rounds = rho is not None and any(
-            jax.tree.leaves(
-                jax.tree.map(
-                    lambda x, d: d is not None and numerics.has_few_bits(x),
-                    params,
-                    direction,
-                )
-            )
+            map(numerics.has_few_bits, jax.tree.leaves(perturbed))
         )
         one = float(rho is None)
         # On a mapped axis its scalars vary with the parameters from the start.
         axes = mapped.varying_axes(params)
         return LaggedState(
             step=mapped.vary(jnp.zeros((), jnp.int32), axes),
-            direction=direction,
+            direction=jax.tree.map(_zeros, perturbed),
             scale=mapped.vary(numerics.state_scalar(one), axes),
             norm=mapped.vary(numerics.state_scalar(one), axes),
-            rounding=jax.tree.map(
-                lambda x, d: _zeros(x) if rounds and d is not None else None,
-                params,
-                direction,
-            ),
+            rounding=jax.tree.map(lambda x: _zeros(x) if rounds else None, perturbed),
             ascent_state=mapped.vary(ascent_state, axes),
             optimizer_state=optimizer_state,
         )
@@ -399,13 +392,7 @@ def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
 
     @functools.wraps(value_fn)
     def value_at_perturbed(params: PyTree, *args: Any, **kwargs: Any) -> jax.Array:
-        point = jax.tree.map(
-            lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        )
-        return value_fn(point, *args, **kwargs)
+        return value_fn(displaced(params, perturbation), *args, **kwargs)
 
     return value_at_perturbed
 

@@ -168,7 +168,7 @@ def sampa(
         step = optax.safe_increment(state.step)
         kept = jax.tree.map(
             numerics.finite_or,
-            numerics.fill_none(gradient, state.gradient),
+            numerics.cast_like(gradient, state.gradient),
             state.gradient,
         )
         return new_updates, SampaState(step, kept, lagged_state)

@@ -25,6 +25,7 @@ from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
 from optax_vasso._internal.trees import (
     Report,
     check_not_nested,
+    displaced,
     follows_loss,
     of_ascent,
     tell_loss,
@@ -200,21 +201,9 @@ def sharpness_aware(
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
         def point(perturbation: PyTree) -> PyTree:
-            check_inexact(
-                jax.tree.map(
-                    lambda e, x: None if e is None else x,
-                    perturbation,
-                    params,
-                    is_leaf=lambda e: e is None,
-                )
-            )
-            return jax.tree.map(
-                # No update is no perturbation: the parameter is left out of training.
-                lambda e, x: x if e is None else optax.apply_updates(x, e),
-                perturbation,
-                params,
-                is_leaf=lambda e: e is None,
-            )
+            # No update is no perturbation: the parameter is left out of training.
+            check_inexact(numerics.map_updates(lambda e, x: x, perturbation, params))
+            return displaced(params, perturbation)
 
         first, ascent_state = perturb(updates)
 

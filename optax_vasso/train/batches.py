@@ -21,8 +21,8 @@ from optax_vasso._internal.checks import (
     check_integer,
     check_number,
     check_transformation,
-    is_left_out,
 )
+from optax_vasso._internal.trees import displaced
 from optax_vasso.train.losses import LossFn, as_network
 
 PyTree = Any
@@ -369,12 +369,7 @@ def perturbed(
 
             state = ascent.init(at.params)
             _check_without_memory(perturb, state)
-            point = jax.tree.map(
-                lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-                perturb(state),
-                at.params,
-                is_leaf=is_left_out,
-            )
+            point = displaced(at.params, perturb(state))
             _, grads = evaluate(at._replace(params=point, clean=at.params))
             return result, grads
 
