@@ -212,7 +212,7 @@ def without(a: PyTree, b: PyTree, scalars: tuple[jax.Array, ...]) -> PyTree:
     return jax.tree.map(rest, a, b)
 
 
-def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
+def add_scaled(tree: PyTree, weight: jax.typing.ArrayLike, other: PyTree) -> PyTree:
     """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
     dtype = accumulation_dtype(tree, other)
     return map_updates(
