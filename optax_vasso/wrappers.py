@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_state,
-    check_transformation,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.extra_args import with_synonyms
 from optax_vasso._internal.trees import Report, clear_metrics, find_states
 from optax_vasso.steps.one_gradient import LaggedState
@@ -93,7 +87,7 @@ def skip_nonfinite(
       >>> print(updates, *state.report.metrics.values())
       [0. 0.] False 1
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     methods = ("scale", "unscale", "adjust")
     if loss_scale != () and not all(hasattr(loss_scale, name) for name in methods):
         raise ValueError(
@@ -119,8 +113,8 @@ def skip_nonfinite(
     def update_fn(
         updates: PyTree, state: SkipState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipState]:
-        require_params(params, "skip_nonfinite")
-        check_state(state, SkipState, "skip_nonfinite")
+        checks.require_params(params, "skip_nonfinite")
+        checks.check_state(state, SkipState, "skip_nonfinite")
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
@@ -170,7 +164,7 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
       ValueError: if max_consecutive is not an integer >= 0, nothing in the state skips
         steps, or the state is being traced and has no values yet.
     """
-    check_integer("max_consecutive", max_consecutive, 0)
+    checks.check_integer("max_consecutive", max_consecutive, 0)
     found = find_states(state, SkipState)
     if not found:
         raise ValueError(
@@ -270,7 +264,7 @@ def in_float32(
       [0 0 0 0]
       [0.5 0.5 0.5 0.5]
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> optax.OptState:
@@ -289,7 +283,7 @@ def in_float32(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
-        require_params(params, "in_float32")
+        checks.require_params(params, "in_float32")
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )

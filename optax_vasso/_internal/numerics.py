@@ -8,7 +8,6 @@ XLA flushes them to zero.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -291,15 +290,6 @@ def _scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     return root, factor
 
 
-# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
-@functools.partial(jax.jit, inline=True)
-def _scaled_norm_beside(
-    tree: PyTree, beside: PyTree
-) -> tuple[jax.Array, jax.Array, PyTree]:
-    """The same, and a tree that passes through the loop."""
-    return _rescaled_norm(tree, beside)
-
-
 def _without_waiting(
     on_gpu: Callable[..., Any], elsewhere: Callable[..., Any], *args: Any
 ) -> Any:
@@ -316,7 +306,7 @@ def _without_waiting(
 
 @jax.custom_jvp
 def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-    """The same, with a derivative.
+    """The same and a tree that passes through the loop, with a derivative.
 
     The factor is one unless that sum of squares leaves the range in which it is exact:
     then a second pass is made with another. The first pass has no factor, so that XLA
@@ -387,6 +377,10 @@ def _rescaled_norm_jvp(primals: Any, tangents: Any) -> Any:
         jnp.zeros_like(factor),
         beside_tangent,
     )
+
+
+# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
+_scaled_norm_beside = jax.jit(_rescaled_norm, inline=True)
 
 
 def _unit(

@@ -41,7 +41,9 @@ def children(node: PyTree) -> dict[str, Any]:
         node, is_leaf=lambda child: child is not node
     )
     if below and below[0][0]:
-        return {_name(path[0]): child for path, child in below}
+        return {
+            jax.tree_util.keystr(path[:1], simple=True): child for path, child in below
+        }
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         fields = dataclasses.fields(node)
         return {field.name: getattr(node, field.name) for field in fields}
@@ -136,10 +138,3 @@ def _plain(tree: PyTree) -> Any:
 
 def _size(leaves: list[Any]) -> int:
     return sum(np.size(leaf) for leaf in leaves)
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

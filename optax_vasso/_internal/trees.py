@@ -64,18 +64,21 @@ def follows_loss(tree: PyTree) -> bool:
 
 def tell_loss(tree: PyTree, perturbed_loss: jax.Array) -> PyTree:
     """The tree after an ascent, with the perturbed loss told to all who follow it."""
-    return jax.tree.map(
-        lambda node: (
-            node.after(perturbed_loss) if isinstance(node, FollowsLoss) else node
-        ),
-        tree,
-        is_leaf=lambda node: isinstance(node, FollowsLoss),
-    )
+    return _map_states(lambda state: state.after(perturbed_loss), FollowsLoss, tree)
 
 
 def find_states(tree: PyTree, kind: type[State]) -> list[State]:
     """The states of one kind in a tree, outermost first, also those inside others."""
     return _find(tree, lambda node: isinstance(node, kind))
+
+
+def _map_states(function: Callable[[Any], Any], kind: type, tree: PyTree) -> PyTree:
+    """The tree with a function applied to the outermost states of one kind."""
+    return jax.tree.map(
+        lambda node: function(node) if isinstance(node, kind) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, kind),
+    )
 
 
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
@@ -85,7 +88,7 @@ def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """
     return merge_metrics(
         *(
-            {"/".join(map(_name, path)): leaf}
+            {jax.tree_util.keystr(path, simple=True, separator="/"): leaf}
             for report in find_states(tree, Report)
             for path, leaf in jax.tree.leaves_with_path(report.metrics)
         )
@@ -108,11 +111,7 @@ def merge_metrics(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def map_metrics(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """The tree with a function applied to all metrics."""
-    return jax.tree.map(
-        lambda node: jax.tree.map(function, node) if _is_report(node) else node,
-        tree,
-        is_leaf=_is_report,
-    )
+    return _map_states(lambda report: jax.tree.map(function, report), Report, tree)
 
 
 def clear_metrics(tree: PyTree) -> PyTree:
@@ -194,10 +193,6 @@ def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
         )
 
 
-def _is_report(node: Any) -> bool:
-    return isinstance(node, Report)
-
-
 def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:
     found: list[Any] = []
 
@@ -208,7 +203,3 @@ def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:
 
     jax.tree.leaves(tree, is_leaf=collect)
     return found
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", key)))

@@ -9,18 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_accumulator_dtype,
-    check_hyperparameter,
-    check_not_negative,
-    check_params,
-    check_state,
-    check_structure,
-    check_theta,
-    value_at,
-)
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 
 PyTree = Any
 
@@ -92,7 +82,7 @@ def vasso_ema(
       Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
       Suppression <https://arxiv.org/abs/2309.15639>`_, 2023, Algorithm 1.
     """
-    check_theta(theta)
+    checks.check_theta(theta)
     return _averaging(
         VassoEmaState,
         "vasso_ema",
@@ -118,10 +108,10 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
     That keeps d_{t−1} as the direction of the perturbation, and gives it back as the
     extra argument ``direction``. The average has its dtype, float32 or wider.
     """
-    check_theta(theta)
+    checks.check_theta(theta)
 
     def init_fn(params: PyTree) -> CarriedEmaState:
-        check_params(params)
+        checks.check_params(params)
         return CarriedEmaState(step=jnp.zeros((), jnp.int32))
 
     def update_fn(
@@ -133,7 +123,7 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[PyTree, CarriedEmaState]:
         del params, extra_args
-        check_state(state, CarriedEmaState, "carried_ema")
+        checks.check_state(state, CarriedEmaState, "carried_ema")
         weight = newest_weight(state.step == 0, value_at(theta, state.step))
         average = numerics.map_updates(
             lambda g, d: _combine(weight, g, 1 - weight, d), updates, direction
@@ -186,8 +176,8 @@ def friendly_noise(
       Li et al., `Friendly Sharpness-Aware Minimization
       <https://arxiv.org/abs/2403.12350>`_, 2024, Algorithm 1.
     """
-    check_not_negative("sigma", sigma)
-    check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_not_negative("sigma", sigma)
+    checks.check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def noise(updates: PyTree, state: FriendlyNoiseState, average: PyTree) -> PyTree:
         del average
@@ -217,10 +207,10 @@ def _averaging(
     ``newest`` is the weight of the newest gradient by the step, and ``output`` what the
     transformation returns, by the updates, the last state and the new average.
     """
-    check_accumulator_dtype(accumulator_dtype)
+    checks.check_accumulator_dtype(accumulator_dtype)
 
     def init_fn(params: PyTree) -> Any:
-        check_params(params)
+        checks.check_params(params)
         return kind(
             step=jnp.zeros((), jnp.int32), ema=zeros_like(params, accumulator_dtype)
         )
@@ -229,8 +219,8 @@ def _averaging(
         updates: PyTree, state: Any, params: PyTree = None
     ) -> tuple[PyTree, Any]:
         del params
-        check_state(state, kind, name)
-        check_structure(updates, state.ema, name)
+        checks.check_state(state, kind, name)
+        checks.check_structure(updates, state.ema, name)
         weight = newest_weight(state.step == 0, newest(state.step))
         average = moving_average(weight, updates, state.ema)
         return output(updates, state, average), kind(

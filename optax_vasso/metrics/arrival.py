@@ -10,14 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_number,
-    check_state,
-    check_transformation,
-    is_left_out,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.trees import Report, collect_metrics, displaced
 from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
@@ -78,7 +71,7 @@ def track_arrival(
       >>> print(state.report.metrics["arrived"])
       0.5
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> ArrivalState:
@@ -95,8 +88,8 @@ def track_arrival(
     def update_fn(
         updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, ArrivalState]:
-        require_params(params, "track_arrival")
-        check_state(state, ArrivalState, "track_arrival")
+        checks.require_params(params, "track_arrival")
+        checks.check_state(state, ArrivalState, "track_arrival")
         before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
         missing = _projection(params, before) - state.expected
@@ -138,7 +131,7 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
     Warns:
       RuntimeWarning: if the running mean is below ``least``.
     """
-    check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
+    checks.check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
     metrics = collect_metrics(state)
     if "mean_cosine" not in metrics:
         raise ValueError(
@@ -166,9 +159,9 @@ def _projection(params: PyTree, perturbation: PyTree) -> jax.Array:
     return numerics.dot(
         perturbation,
         jax.tree.map(
-            lambda e, x: e if is_left_out(e) else x,
+            lambda e, x: e if checks.is_left_out(e) else x,
             perturbation,
             params,
-            is_leaf=is_left_out,
+            is_leaf=checks.is_left_out,
         ),
     )

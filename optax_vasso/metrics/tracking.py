@@ -18,14 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_state,
-    name_of,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.trees import Report, of_ascent
 
 PyTree = Any
@@ -164,7 +157,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
             f"{type(measure).__name__}: a Measure has its own state, and cannot be "
             "averaged."
         )
-    check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
         del params
@@ -180,7 +173,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
         weight = kept * state[1] + jnp.where(is_finite, 1 - decay, 0)
         return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
-    return Measure(f"mean_{name_of(measure)}", init, update)
+    return Measure(f"mean_{checks.name_of(measure)}", init, update)
 
 
 def track(
@@ -235,7 +228,7 @@ def track(
       >>> print(optax.tree.get(state, "stability"))
       1.0
     """
-    check_integer("every", every, 1)
+    checks.check_integer("every", every, 1)
     chosen = [_as_measure(m) for m in measures or (() if named else _DEFAULT)]
     chosen += [_as_measure(m, name) for name, m in named.items()]
     names = [measure.name for measure in chosen]
@@ -275,8 +268,8 @@ def track(
         **extra_args: Any,
     ) -> tuple[PyTree, TrackState]:
         del extra_args
-        require_params(params, "track")
-        check_state(state, TrackState, "track")
+        checks.require_params(params, "track")
+        checks.check_state(state, TrackState, "track")
         if perturbation is None:
             raise ValueError(
                 "track needs the extra argument perturbation: put it inside a "
@@ -326,7 +319,9 @@ def _as_measure(
             f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(
-        name or name_of(measure), lambda params: (), lambda seen, _: (measure(seen), ())
+        name or checks.name_of(measure),
+        lambda params: (),
+        lambda seen, _: (measure(seen), ()),
     )
 
 

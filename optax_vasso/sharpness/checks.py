@@ -15,12 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    is_key,
-    tree_difference,
-)
+from optax_vasso._internal import checks
 from optax_vasso.sharpness import programs
 
 PyTree = Any
@@ -28,12 +23,14 @@ PyTree = Any
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse a radius or a width that is not one positive finite number."""
-    check_number(name, value, "a positive finite number", lambda v: 0 < v < math.inf)
+    checks.check_number(
+        name, value, "a positive finite number", lambda v: 0 < v < math.inf
+    )
 
 
 def count(name: str, value: Any, low: int) -> int:
     """A number of samples, steps, products: known before a program is compiled."""
-    check_integer(name, value, low)
+    checks.check_integer(name, value, low)
     return int(value)
 
 
@@ -42,7 +39,7 @@ def key_or_default(key: Any) -> jax.Array:
     if key is None:
         return jax.random.key(0)
     is_raw = _is_array(key) and key.dtype == jnp.uint32 and key.ndim == 1
-    if is_raw or (_is_array(key) and is_key(key) and key.ndim == 0):
+    if is_raw or (_is_array(key) and checks.is_key(key) and key.ndim == 0):
         return key
     raise ValueError(
         f"key must be one random key, as jax.random.key(0) makes it, got {shown(key)}."
@@ -106,7 +103,7 @@ def check_like(name: str, tree: PyTree, params: PyTree) -> None:
     if jax.tree.structure(tree) != structure:
         raise ValueError(
             f"{name} has another tree structure than params"
-            f" ({tree_difference(tree, params)}): pass a tree like params."
+            f" ({checks.tree_difference(tree, params)}): pass a tree like params."
         )
     leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True)
     for (path, leaf), like in leaves:

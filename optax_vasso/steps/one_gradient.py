@@ -10,36 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_inexact,
-    check_leaves,
-    check_not_negative,
-    check_state,
-    check_structure,
-    check_transformation,
-    is_left_out,
-    require_params,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.extra_args import (
     ValueFn,
     gradient_fn,
     passing,
     with_synonyms,
 )
-from optax_vasso._internal.trees import (
-    check_not_nested,
-    displaced,
-    follows_loss,
-    of_ascent,
-)
 
 PyTree = Any
 
 
-@of_ascent("ascent_state")
+@trees.of_ascent("ascent_state")
 class LaggedState(NamedTuple):
     """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} out of it.
 
@@ -147,18 +130,18 @@ def lagged(
         mapped axis and the perturbation was not, or the state is not one of this
         transformation.
     """
-    check_transformation("optimizer", optimizer)
-    check_transformation("ascent", ascent)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_transformation("ascent", ascent)
     if rho is not None:
-        check_not_negative("rho", rho)
+        checks.check_not_negative("rho", rho)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> LaggedState:
-        check_leaves(params)
+        checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
-        check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        if follows_loss(ascent_state):
+        trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        if trees.follows_loss(ascent_state):
             raise ValueError(
                 "lagged knows no loss at unperturbed parameters, and the ascent has a "
                 "radius that follows from it: use sharpness_aware with split_batch()."
@@ -178,9 +161,9 @@ def lagged(
         # Where the chain gives nothing there is nothing to keep; what a mask leaves out
         # may be an integer, such as a quantized base.
         perturbed = jax.tree.map(
-            lambda x, d: None if is_left_out(d) else x, params, given
+            lambda x, d: None if checks.is_left_out(d) else x, params, given
         )
-        check_inexact(perturbed)
+        checks.check_inexact(perturbed)
         rounds = rho is not None and any(
             map(numerics.has_few_bits, jax.tree.leaves(perturbed))
         )
@@ -204,9 +187,9 @@ def lagged(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LaggedState]:
-        require_params(params, "lagged")
-        check_state(state, LaggedState, "lagged")
-        check_structure(updates, state.direction, "lagged")
+        checks.require_params(params, "lagged")
+        checks.check_state(state, LaggedState, "lagged")
+        checks.check_structure(updates, state.direction, "lagged")
         before = perturbation_of(state)
         extra_args = with_synonyms(extra_args)
         grad_fn = gradient_fn(extra_args.pop("grad_fn", None), extra_args)
@@ -214,7 +197,7 @@ def lagged(
             if extra_args.get(name) is not None:
                 extra_args[name] = _perturbed(extra_args[name], before)
         point = jax.tree.map(
-            lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
+            lambda e, x: unperturbed(x, e), before, params, is_leaf=checks.is_left_out
         )
         last = _scaled(state.norm, state.direction)
         output, ascent_state = ascent.update(
@@ -225,10 +208,10 @@ def lagged(
         )
         # Out of the parameters nothing could be taken again that is not finite.
         output = jax.tree.map(
-            lambda d, old: d if is_left_out(d) else numerics.finite_or(d, old),
+            lambda d, old: d if checks.is_left_out(d) else numerics.finite_or(d, old),
             output,
             last,
-            is_leaf=is_left_out,
+            is_leaf=checks.is_left_out,
         )
         step, optimizer_state = optimizer.update(
             updates,
@@ -295,7 +278,7 @@ def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
 
 def unperturbed(param: Any, perturbation: Any) -> Any:
     """One leaf of the parameters without its perturbation, in its own dtype."""
-    if is_left_out(perturbation):
+    if checks.is_left_out(perturbation):
         return param
     param = jnp.asarray(param)
     # Of x + ε, what varies with ε has been averaged away: x is not known any more.
@@ -332,7 +315,7 @@ def _start(
 
     Both in the precision of ε, however few bits the step has.
     """
-    if is_left_out(before) or is_left_out(output):
+    if checks.is_left_out(before) or checks.is_left_out(output):
         return (None,)
     start = -before if step is None else step.astype(before.dtype) - before
     if moves or numerics.has_few_bits(param):
@@ -356,7 +339,7 @@ def _finish(
         new = param if moves else None
         if step is not None:
             new = optax.apply_updates(param, step) if moves else step
-        if is_left_out(last):
+        if checks.is_left_out(last):
             return new, last, rounding
         # Where the chain had no gradient the perturbation stays what it was.
         kept = last_scale / jnp.where(scale == 0, 1, scale)
@@ -392,7 +375,7 @@ def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
 
     @functools.wraps(value_fn)
     def value_at_perturbed(params: PyTree, *args: Any, **kwargs: Any) -> jax.Array:
-        return value_fn(displaced(params, perturbation), *args, **kwargs)
+        return value_fn(trees.displaced(params, perturbation), *args, **kwargs)
 
     return value_at_perturbed
 

@@ -16,12 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_transformation,
-)
+from optax_vasso._internal import checks, mapped
 from optax_vasso._internal.trees import displaced
 from optax_vasso.train.losses import LossFn, as_network
 
@@ -105,7 +100,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
       17.5 -7.0
       17.5 -7.0
     """
-    check_integer("count", count, 1)
+    checks.check_integer("count", count, 1)
 
     def make(loss_fn: LossFn) -> GradientFn:
         one_part = gradient(loss_fn)
@@ -190,7 +185,7 @@ def part_of_batch(
     """
     # In float32, in which all numbers are looked at, 1e-6 is a little less.
     least = np.float32(1e-6)
-    check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
+    checks.check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
     share = fractions.Fraction(fraction).limit_denominator(10**6)
     taken, of = share.numerator, share.denominator
 
@@ -355,7 +350,7 @@ def perturbed(
       >>> print(loss, grads)
       12.5 [3.3 4.4]
     """
-    check_transformation("ascent", ascent)
+    checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
 
     def make(loss_fn: LossFn) -> GradientFn:

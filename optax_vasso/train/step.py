@@ -9,16 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
+from optax_vasso._internal import mapped, numerics, trees
 from optax_vasso._internal.checks import check_params, check_transformation, is_key
 from optax_vasso._internal.extra_args import passing
-from optax_vasso._internal.trees import (
-    clear_metrics,
-    collect_metrics,
-    find_states,
-    follows_loss,
-    merge_metrics,
-)
 from optax_vasso.steps.two_gradients import SharpnessAwareState
 from optax_vasso.train.batches import GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn, as_canonical
@@ -238,7 +231,7 @@ def build_train_step(
 
         scales = [
             skip.loss_scale
-            for skip in find_states(state.opt_state, SkipState)
+            for skip in trees.find_states(state.opt_state, SkipState)
             if skip.loss_scale != ()
         ]
 
@@ -263,13 +256,13 @@ def build_train_step(
         def value_fn(params: PyTree) -> jax.Array:
             return evaluate(gradient, params, perturbed_key)[0][0]
 
-        ascends = bool(find_states(state.opt_state, SharpnessAwareState))
+        ascends = bool(trees.find_states(state.opt_state, SharpnessAwareState))
         if ascent_gradient is not None and not ascends:
             raise ValueError(
                 "ascent_gradient is given, but the optimizer takes no second gradient: "
                 "leave it out, or use a sharpness-aware optimizer."
             )
-        if ascent_gradient is None and follows_loss(state.opt_state):
+        if ascent_gradient is None and trees.follows_loss(state.opt_state):
             raise ValueError(
                 "The optimizer's radius follows the loss of examples that the ascent "
                 "did not see, and ascent_gradient is None: add **split_batch()."
@@ -288,7 +281,7 @@ def build_train_step(
         new, opt_state = (move or update)(
             grads,
             # An optimizer that is not asked on this step has nothing to report of it.
-            clear_metrics(state.opt_state),
+            trees.clear_metrics(state.opt_state),
             state.params,
             **passing(
                 # A line search differentiates by itself, as JAX does.
@@ -299,14 +292,14 @@ def build_train_step(
             ),
         )
         ours: dict[str, Any] = {"loss": loss}
-        metrics = collect_metrics(opt_state)
+        metrics = trees.collect_metrics(opt_state)
         if ascends:
             metrics["perturbed_loss"] = jnp.where(
                 metrics["ascended"], metrics["perturbed_loss"], loss
             )
             if ascent_gradient is None:
                 ours["sharpness"] = metrics["perturbed_loss"] - loss
-        for skip in find_states(opt_state, SkipState):
+        for skip in trees.find_states(opt_state, SkipState):
             model_state = optax.tree.where(
                 skip.report.metrics["finite"], model_state, state.model_state
             )
@@ -323,7 +316,7 @@ def build_train_step(
         )
         if is_on_host:
             new_state = _moved(new_state, spaces)
-        return new_state, merge_metrics(ours, metrics)
+        return new_state, trees.merge_metrics(ours, metrics)
 
     return train_step
 
