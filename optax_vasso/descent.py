@@ -147,7 +147,7 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
         return numerics.add_scaled(
-            clean, weight / (1 - weight), _difference(perturbed, clean)
+            clean, weight / (1 - weight), numerics.difference(perturbed, clean)
         )
 
     return _descent("weighted_descent", gamma, direction)
@@ -220,7 +220,7 @@ def decoupled_descent(
         )
         sharpness = numerics.map_updates(
             lambda s, moves: s if moves else jnp.zeros_like(s),
-            _difference(updates, clean_grads),
+            numerics.difference(updates, clean_grads),
             is_trained(params),
         )
         new_updates = numerics.add_scaled(
@@ -329,11 +329,6 @@ def _descent(
 
 def _check_gamma(gamma: Hyperparameter) -> None:
     checks.check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
-
-
-def _difference(perturbed: PyTree, clean: PyTree) -> PyTree:
-    """In float32 or wider, since it may leave the range of float16."""
-    return optax.tree.sub(*map(numerics.widen_tree, (perturbed, clean)))
 
 
 def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> None:

@@ -223,6 +223,11 @@ def add_scaled(tree: PyTree, weight: jax.typing.ArrayLike, other: PyTree) -> PyT
     )
 
 
+def difference(a: PyTree, b: PyTree) -> PyTree:
+    """The tree a − b in float32 or wider, since it may leave the range of float16."""
+    return map_updates(jnp.subtract, *map(widen_tree, (a, b)))
+
+
 @jax.custom_jvp
 def _scaled_dot(
     a: PyTree, b: PyTree, factor_a: jax.Array, factor_b: jax.Array

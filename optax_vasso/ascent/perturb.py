@@ -75,13 +75,9 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
     """
     checks.check_number("p", p, "in (1, inf]", lambda v: v > 1)
 
-    def perturbation(
-        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
-    ) -> PyTree:
-        del step, params
-        return numerics.dual_direction(updates, p, radius)
-
-    return _perturb(rho, perturbation)
+    return _perturb(
+        rho, lambda updates, radius, *_: numerics.dual_direction(updates, p, radius)
+    )
 
 
 def asam_perturb(

@@ -92,13 +92,13 @@ def track_arrival(
         checks.check_state(state, ArrivalState, "track_arrival")
         before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
-        missing = _projection(params, before) - state.expected
+        missing = numerics.dot(before, params) - state.expected
         arrived = 1 + missing / jnp.where(square == 0, 1, square)
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
         following = displaced(params, new_updates)
-        expected = _projection(following, perturbation_of(optimizer_state))
+        expected = numerics.dot(perturbation_of(optimizer_state), following)
         dtype = state.expected.dtype
         report = Report({"arrived": arrived.astype(dtype)})
         return new_updates, ArrivalState(
@@ -152,16 +152,3 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _projection(params: PyTree, perturbation: PyTree) -> jax.Array:
-    """⟨y, ε⟩ over the leaves that are perturbed."""
-    return numerics.dot(
-        perturbation,
-        jax.tree.map(
-            lambda e, x: e if checks.is_left_out(e) else x,
-            perturbation,
-            params,
-            is_leaf=checks.is_left_out,
-        ),
-    )

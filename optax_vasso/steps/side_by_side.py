@@ -122,7 +122,7 @@ def sampa(
     """
     checks.check_not_negative("learning_rate", learning_rate)
     checks.check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
-    inner = lagged(optimizer, optax.chain(_extrapolated(), sam_perturb(rho)))
+    inner = lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
 
     def init_fn(params: PyTree) -> SampaState:
         lagged_state = inner.init(params)
@@ -150,16 +150,13 @@ def sampa(
         mixed = numerics.add_scaled(
             updates,
             share,
-            # In float32 or wider: a difference may leave the range of float16.
-            numerics.map_updates(
-                jnp.subtract, *map(numerics.widen_tree, (gradient, updates))
-            ),
+            numerics.difference(gradient, updates),
         )
         new_updates, lagged_state = inner.update(
             mixed,
             state.lagged_state,
             params,
-            **passing(extra_args, extrapolated=gradient),
+            **passing(extra_args, grad_fn=lambda _: gradient),
         )
         step = optax.safe_increment(state.step)
         kept = jax.tree.map(
@@ -170,21 +167,3 @@ def sampa(
         return new_updates, SampaState(step, kept, lagged_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _extrapolated() -> optax.GradientTransformationExtraArgs:
-    """The gradient that :func:`sampa` passes on, in place of the one that descends."""
-
-    def update_fn(
-        updates: PyTree,
-        state: optax.EmptyState,
-        params: PyTree = None,
-        *,
-        extrapolated: PyTree = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
-        del params, extra_args
-        # Without it while lagged only asks for shapes.
-        return updates if extrapolated is None else extrapolated, state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
