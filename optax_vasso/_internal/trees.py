@@ -19,8 +19,6 @@ PyTree = Any
 State = TypeVar("State")
 # Types of states, with those of their fields that belong to an ascent.
 _ASCENDING: dict[type, tuple[str, ...]] = {}
-# Types of states of what gives a perturbation its length.
-_PERTURBING: set[type] = set()
 
 
 class Report(NamedTuple):
@@ -133,15 +131,6 @@ def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
     return register
 
 
-def of_perturbation(kind: type[State]) -> type[State]:
-    """Register the state of what gives a perturbation its length.
-
-    Where one is in the place of the optimizer, the two were swapped.
-    """
-    _PERTURBING.add(kind)
-    return kind
-
-
 def map_ascent(
     on_ascent: Callable[[Any], Any], on_rest: Callable[[Any], Any], tree: PyTree
 ) -> PyTree:
@@ -170,9 +159,9 @@ def perturbed_states(tree: PyTree) -> list[Any]:
     return _find(tree, lambda node: "ascent_state" in _ASCENDING.get(type(node), ()))
 
 
-def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
-    """Raise a ValueError for states of a perturbed optimizer, or that were swapped."""
-    for name, state in {"ascent": ascent, "optimizer": optimizer}.items():
+def check_not_nested(**states: PyTree) -> None:
+    """Raise a ValueError for the state of a perturbed optimizer in one of these."""
+    for name, state in states.items():
         found = perturbed_states(state)
         if found:
             what = type(found[0]).__name__.removesuffix("State")
@@ -181,16 +170,6 @@ def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
                 "it cannot be perturbed again: pass a plain base optimizer and a plain "
                 "ascent chain."
             )
-    is_swapped = [
-        bool(_find(state, lambda node: type(node) in _PERTURBING))
-        for state in (ascent, optimizer)
-    ] == [False, True]
-    if is_swapped:
-        raise ValueError(
-            "optimizer contains a perturbation and ascent none, so that training would "
-            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
-            "sam_perturb(0.05))."
-        )
 
 
 def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:

@@ -22,13 +22,12 @@ import optax
 
 from optax_vasso._internal import checks, numerics
 from optax_vasso._internal.checks import Hyperparameter, value_at
-from optax_vasso._internal.trees import of_perturbation
+from optax_vasso._internal.trees import find_states
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 
 
-@of_perturbation
 class PerturbState(NamedTuple):
     """State of a perturbation: the step at which a schedule of rho is read.
 
@@ -238,3 +237,13 @@ def _diagonal_direction(direction: PyTree, scales: PyTree, radius: jax.Array) ->
     """ρ S² d/‖S d‖₂ for a diagonal S."""
     scaled = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction), radius)
     return jax.tree.map(jnp.multiply, scales, scaled)
+
+
+def check_not_swapped(ascent: PyTree, optimizer: PyTree) -> None:
+    """Raise a ValueError for the state of a perturbation in that of the optimizer."""
+    if find_states(optimizer, PerturbState) and not find_states(ascent, PerturbState):
+        raise ValueError(
+            "optimizer contains a perturbation and ascent none, so that training would "
+            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
+            "sam_perturb(0.05))."
+        )

@@ -97,17 +97,11 @@ def _matched(state: LaggedState, params: PyTree) -> list[Any]:
     try:
         return paths.match(perturbation_of(state), params)
     except paths.PathError as error:
-        if error.is_part:
-            raise ValueError(
-                f"params has another tree structure or other shapes than the "
-                f"parameters of this optimizer state ({error}): pass those that the "
-                "optimizer was made for, with NNX those of its wrt, as in "
-                "nnx.state(model, nnx.LoRAParam)."
-            ) from error
         raise ValueError(
             "params has another tree structure or other shapes than the parameters of "
-            f"this optimizer state ({error}): pass the state and the parameters of one "
-            "training loop."
+            f"this optimizer state ({error}): pass the parameters that the "
+            "optimizer was made for, with NNX those of its wrt, as in "
+            "nnx.state(model, nnx.LoRAParam), and the state of the same training loop."
         ) from error
 
 

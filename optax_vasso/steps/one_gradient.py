@@ -18,6 +18,7 @@ from optax_vasso._internal.extra_args import (
     passing,
     with_synonyms,
 )
+from optax_vasso.ascent.perturb import check_not_swapped
 
 PyTree = Any
 
@@ -141,6 +142,7 @@ def lagged(
         checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
         if trees.follows_loss(ascent_state):
             raise ValueError(
                 "lagged knows no loss at unperturbed parameters, and the ascent has a "

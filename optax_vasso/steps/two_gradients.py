@@ -15,6 +15,7 @@ from optax_vasso._internal.extra_args import (
     required_gradient_fn,
     with_synonyms,
 )
+from optax_vasso.ascent.perturb import check_not_swapped
 from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
@@ -145,6 +146,7 @@ def sharpness_aware(
         checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
         trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
         report = trees.Report(
             {
                 "ascended": jnp.zeros((), bool),
