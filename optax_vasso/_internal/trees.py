@@ -132,7 +132,9 @@ def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
 
 
 def map_ascent(
-    on_ascent: Callable[[Any], Any], on_rest: Callable[[Any], Any], tree: PyTree
+    tree: PyTree,
+    on_ascent: Callable[[Any], Any],
+    on_rest: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> PyTree:
     """Map one function over the leaves of :func:`of_ascent`, another over the rest."""
 
@@ -145,7 +147,7 @@ def map_ascent(
                 name: (
                     jax.tree.map(on_ascent, part)
                     if name in own
-                    else map_ascent(on_ascent, on_rest, part)
+                    else map_ascent(part, on_ascent, on_rest)
                 )
                 for name, part in node._asdict().items()
             }

@@ -66,7 +66,8 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       [2.7 3.6]
     """
     _check_order(state, params)
-    found = _lagged_states(state)
+    read = [read_state(below) for _, below in paths.nodes(state)]
+    found = [lagged_state for lagged_state in read if lagged_state is not None]
     if not found:
         _check_told(state, params)
         return params
@@ -84,12 +85,6 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
                 )
             perturbations[i] = leaf
     return structure.unflatten(map(unperturbed, leaves, perturbations))
-
-
-def _lagged_states(tree: PyTree) -> list[LaggedState]:
-    """The states of lagged optimizers in a tree, by the names of their fields."""
-    read = (read_state(below) for _, below in paths.nodes(tree))
-    return [state for state in read if state is not None]
 
 
 def _matched(state: LaggedState, params: PyTree) -> list[Any]:
