@@ -37,9 +37,7 @@ def children(node: PyTree) -> dict[str, Any]:
         node, is_leaf=lambda child: child is not node
     )
     if below and below[0][0]:
-        return {
-            jax.tree_util.keystr(path[:1], simple=True): child for path, child in below
-        }
+        return {_name(path[0]): child for path, child in below}
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         fields = dataclasses.fields(node)
         return {field.name: getattr(node, field.name) for field in fields}
@@ -134,3 +132,7 @@ def _plain(tree: PyTree) -> Any:
 
 def _size(leaves: list[Any]) -> int:
     return sum(np.size(leaf) for leaf in leaves)
+
+
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr((key,), simple=True)
