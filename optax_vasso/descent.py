@@ -203,8 +203,7 @@ def decoupled_descent(
         clean_grads: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, DecoupledState]:
-        checks.require_params(params, "decoupled_descent")
-        checks.check_state(state, DecoupledState, "decoupled_descent")
+        checks.check_update(state, DecoupledState, params, "decoupled_descent")
         _require_clean_grads("decoupled_descent", updates, clean_grads)
         steps, optimizer_state = optimizer.update(
             clean_grads,

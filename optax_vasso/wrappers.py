@@ -113,8 +113,7 @@ def skip_nonfinite(
     def update_fn(
         updates: PyTree, state: SkipState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipState]:
-        checks.require_params(params, "skip_nonfinite")
-        checks.check_state(state, SkipState, "skip_nonfinite")
+        checks.check_update(state, SkipState, params, "skip_nonfinite")
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )

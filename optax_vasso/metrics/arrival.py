@@ -88,8 +88,7 @@ def track_arrival(
     def update_fn(
         updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, ArrivalState]:
-        checks.require_params(params, "track_arrival")
-        checks.check_state(state, ArrivalState, "track_arrival")
+        checks.check_update(state, ArrivalState, params, "track_arrival")
         before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
         missing = numerics.dot(before, params) - state.expected

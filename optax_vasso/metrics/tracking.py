@@ -268,8 +268,7 @@ def track(
         **extra_args: Any,
     ) -> tuple[PyTree, TrackState]:
         del extra_args
-        checks.require_params(params, "track")
-        checks.check_state(state, TrackState, "track")
+        checks.check_update(state, TrackState, params, "track")
         if perturbation is None:
             raise ValueError(
                 "track needs the extra argument perturbation: put it inside a "

@@ -189,8 +189,7 @@ def lagged(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LaggedState]:
-        checks.require_params(params, "lagged")
-        checks.check_state(state, LaggedState, "lagged")
+        checks.check_update(state, LaggedState, params, "lagged")
         checks.check_structure(updates, state.direction, "lagged")
         before = perturbation_of(state)
         extra_args = with_synonyms(extra_args)

@@ -137,8 +137,7 @@ def sampa(
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SampaState]:
-        checks.require_params(params, "sampa")
-        checks.check_state(state, SampaState, "sampa")
+        checks.check_update(state, SampaState, params, "sampa")
         checks.check_structure(updates, state.gradient, "sampa")
         extra_args = with_synonyms(extra_args)
         grad_fn = required_gradient_fn("sampa", grad_fn, extra_args)

@@ -167,8 +167,7 @@ def sharpness_aware(
         grad_fn: GradFn | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SharpnessAwareState]:
-        checks.require_params(params, "sharpness_aware")
-        checks.check_state(state, SharpnessAwareState, "sharpness_aware")
+        checks.check_update(state, SharpnessAwareState, params, "sharpness_aware")
         checks.check_structure(updates, params, "sharpness_aware")
         extra_args = with_synonyms(extra_args)
         grad_fn = required_gradient_fn("sharpness_aware", grad_fn, extra_args)
