@@ -210,9 +210,8 @@ def local_state(
         lambda p: ov.train.init_local_state(p, optimizer, groups), params
     )
     return state, map_ascent(
-        lambda sharding: NamedSharding(mesh, P("data", *sharding.spec)),
-        lambda sharding: sharding,
         shardings,
+        lambda sharding: NamedSharding(mesh, P("data", *sharding.spec)),
     )
 
 

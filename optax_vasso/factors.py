@@ -11,17 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics, paths
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    broadcast_mask,
-    check_leaves,
-    check_not_negative,
-    check_state,
-    check_transformation,
-    require_params,
-    value_at,
-)
+from optax_vasso._internal import checks, numerics, paths
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.trees import perturbed_states
 from optax_vasso.ascent.select import Mask
 from optax_vasso.ascent.trained import trained_by
@@ -110,9 +101,9 @@ def balanced(
       Scale-Invariant Problems <https://arxiv.org/abs/2410.14802>`_, 2024, Algorithm 2
       (nBAR), which is their form for adapters.
     """
-    check_transformation("optimizer", optimizer)
-    check_not_negative("learning_rate", learning_rate)
-    check_not_negative("alpha", alpha)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_not_negative("learning_rate", learning_rate)
+    checks.check_not_negative("alpha", alpha)
     if isinstance(names, str) or not len(names) == len({*names}) == 2:
         raise ValueError(
             f"names must be two different names of leaves, got {names!r}: pass those "
@@ -122,7 +113,7 @@ def balanced(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> BalancedState:
-        check_leaves(params)
+        checks.check_leaves(params)
         _check_pairs(params, names, stacked)
         state = optimizer.init(params)
         if perturbed_states(state):
@@ -135,8 +126,7 @@ def balanced(
     def update_fn(
         updates: PyTree, state: BalancedState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, BalancedState]:
-        require_params(params, "balanced")
-        check_state(state, BalancedState, "balanced")
+        checks.check_update(state, BalancedState, params, "balanced")
         dtype = numerics.accumulation_dtype(params)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
         weight = weight * jnp.asarray(value_at(learning_rate, state.step), dtype)
@@ -144,7 +134,7 @@ def balanced(
         structure: Any = jax.tree.structure(params)
         grads = structure.flatten_up_to(updates)
         trained = jax.tree.leaves(is_trained(params))
-        layers = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+        layers = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
         signs: list[Any] = [None] * len(grads)
         for x, y in _pairs(params, names):
             if all(trained[i] and grads[i] is not None for i in (x, y)):
@@ -211,7 +201,7 @@ def _check_pairs(params: PyTree, names: tuple[str, str], stacked: Mask) -> None:
             f"but {jax.tree_util.keystr(leaves[0][0])} and the like: pass the names "
             "of the two factors."
         )
-    layers = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+    layers = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
     for pair in pairs:
         counts = {jnp.shape(leaves[i][1])[:1] if layers[i] else None for i in pair}
         if len(counts) > 1 or () in counts:

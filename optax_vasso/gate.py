@@ -16,14 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_hyperparameter,
-    check_integer,
-    is_key,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 
 __all__ = [
     "Gate",
@@ -120,7 +114,7 @@ def every(k: int) -> Gate:
       False
       True
     """
-    check_integer("k", k, 1)
+    checks.check_integer("k", k, 1)
     return _counting(lambda step: step % k == 0)
 
 
@@ -133,7 +127,7 @@ def from_step(n: int) -> Gate:
     Raises:
       ValueError: if n is not an integer >= 0.
     """
-    check_integer("n", n, 0)
+    checks.check_integer("n", n, 0)
     return _counting(lambda step: step >= n)
 
 
@@ -155,13 +149,13 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
       Li et al., `VASSO: Variance Suppression for Sharpness-Aware Minimization
       <https://arxiv.org/abs/2509.02433>`_, 2025.
     """
-    check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
+    checks.check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
 
     _check_seed(seed)
     impl = _key_impl(seed)
 
     def init() -> BernoulliState:
-        if is_key(seed):
+        if checks.is_key(seed):
             key = jax.random.key_data(seed)
         elif jnp.ndim(seed):
             key = jnp.array(seed)
@@ -212,8 +206,10 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
       Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
       <https://arxiv.org/abs/2304.14647>`_, 2023.
     """
-    check_hyperparameter("threshold", threshold, "a finite number", math.isfinite)
-    check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_hyperparameter(
+        "threshold", threshold, "a finite number", math.isfinite
+    )
+    checks.check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init() -> AdaptiveState:
         scalars = [numerics.state_scalar() for _ in range(3)]
@@ -280,7 +276,7 @@ def _or_one(divisor: jax.Array) -> jax.Array:
 
 def _check_seed(seed: Any) -> None:
     is_array = isinstance(seed, jax.Array | np.ndarray)
-    if is_array and (is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
+    if is_array and (checks.is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
         return
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise ValueError(
@@ -291,7 +287,7 @@ def _check_seed(seed: Any) -> None:
 
 def _key_impl(seed: int | jax.Array) -> Any:
     """The implementation of a key, which raw words have by their number."""
-    if is_key(seed):
+    if checks.is_key(seed):
         return jax.random.key_impl(seed)
     default = jax.random.key_data(jax.random.key(0)).shape
     if jnp.ndim(seed) == 0 or jnp.shape(seed)[-1:] == default:

@@ -20,11 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import gate
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_number,
-    check_transformation,
-)
+from optax_vasso._internal import checks
+from optax_vasso._internal.checks import Hyperparameter
 from optax_vasso.ascent.guard import automatic_ascent
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import Mask, masked_ascent
@@ -33,24 +30,6 @@ from optax_vasso.ascent.trained import trained_by
 from optax_vasso.descent import decoupled_descent, gsam_descent, looksam_descent
 from optax_vasso.steps.one_gradient import lagged
 from optax_vasso.steps.two_gradients import sharpness_aware
-
-__all__ = [
-    "ae_sam",
-    "asam",
-    "auto_lagged_vasso",
-    "auto_vasso",
-    "evasso",
-    "fisher_sam",
-    "friendly_sam",
-    "gsam",
-    "lagged_vasso",
-    "looksam",
-    "momentum_sam",
-    "sam",
-    "single_step_sam",
-    "vasso",
-    "wsam",
-]
 
 
 def sam(
@@ -571,7 +550,7 @@ def momentum_sam(
       Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational
       Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    check_number("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_number("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def theta(step: jax.Array) -> jax.Array:
         """The weights with which vasso_ema is v_t over the sum of its weights."""
@@ -659,5 +638,5 @@ def _descending(
     descent: optax.GradientTransformation, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
     """A descent before the base optimizer."""
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     return optax.chain(descent, optimizer)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_state,
-    check_transformation,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.extra_args import with_synonyms
 from optax_vasso._internal.trees import Report, clear_metrics, find_states
 from optax_vasso.steps.one_gradient import LaggedState
@@ -90,7 +85,7 @@ def skip_nonfinite(
       >>> print(updates, *state.report.metrics.values())
       [0. 0.] False 1
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     methods = ("scale", "unscale", "adjust")
     if loss_scale != () and not all(hasattr(loss_scale, name) for name in methods):
         raise ValueError(
@@ -116,8 +111,7 @@ def skip_nonfinite(
     def update_fn(
         updates: PyTree, state: SkipState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipState]:
-        require_params(params, "skip_nonfinite")
-        check_state(state, SkipState, "skip_nonfinite")
+        checks.check_update(state, SkipState, params, "skip_nonfinite")
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
@@ -140,8 +134,10 @@ def skip_nonfinite(
                     if state.loss_scale != ()
                     else state.loss_scale
                 ),
-                optimizer_state=_where(
-                    finite, optimizer_state, clear_metrics(state.optimizer_state)
+                optimizer_state=numerics.map_updates(
+                    functools.partial(jnp.where, finite),
+                    optimizer_state,
+                    clear_metrics(state.optimizer_state),
                 ),
                 report=Report({"finite": finite, "skipped": state.total + skipped}),
             ),
@@ -165,7 +161,7 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
       ValueError: if max_consecutive is not an integer >= 0, nothing in the state skips
         steps, or the state is being traced and has no values yet.
     """
-    check_integer("max_consecutive", max_consecutive, 0)
+    checks.check_integer("max_consecutive", max_consecutive, 0)
     found = find_states(state, SkipState)
     if not found:
         raise ValueError(
@@ -206,33 +202,20 @@ def _stays_finite(old: PyTree, new: PyTree) -> jax.Array:
     Some states hold an infinity from the start, as the best value so far of
     :func:`optax.contrib.reduce_on_plateau`; that is no overflow.
     """
-    verdicts = jax.tree.map(
+    verdicts = numerics.map_updates(
         lambda after, before: (
             jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
-            if after is not None and jnp.issubdtype(after.dtype, jnp.inexact)
+            if jnp.issubdtype(after.dtype, jnp.inexact)
             else None
         ),
         new,
         old,
-        is_leaf=lambda leaf: leaf is None,
     )
     return _all(jax.tree.leaves(verdicts))
 
 
 def _all(verdicts: list[jax.Array]) -> jax.Array:
     return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
-
-
-def _where(finite: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The new state or the old one; Optax's may hold None where an update was None."""
-    return jax.tree.map(
-        lambda after, before: (
-            None if after is None else jnp.where(finite, after, before)
-        ),
-        new,
-        old,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def in_float32(
@@ -277,7 +260,7 @@ def in_float32(
       [0 0 0 0]
       [0.5 0.5 0.5 0.5]
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> optax.OptState:
@@ -296,17 +279,15 @@ def in_float32(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
-        require_params(params, "in_float32")
+        checks.require_params(params, "in_float32")
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )
-        return _cast_to_params(new_updates, params), state
+        return numerics.map_updates(
+            lambda u, x: u.astype(x.dtype), new_updates, params
+        ), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _cast_to_params(updates: PyTree, params: PyTree) -> PyTree:
-    return numerics.map_updates(lambda u, x: u.astype(x.dtype), updates, params)
 
 
 def _widen(tree: PyTree) -> PyTree:

@@ -268,7 +268,7 @@ def _innovation(updates: PyTree, average: PyTree) -> PyTree:
 
 def _kept(innovation: PyTree, last: PyTree, starts: jax.Array) -> PyTree:
     """What is remembered of an innovation: nothing of that of an average's start."""
-    return numerics.fill_none(
+    return numerics.cast_like(
         jax.tree.map(lambda e: jnp.where(starts, 0, e), innovation), last
     )
 

@@ -326,6 +326,12 @@ def require_params(params: PyTree, where: str) -> None:
         )
 
 
+def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
+    """:func:`require_params` and :func:`check_state`, as most updates begin."""
+    require_params(params, where)
+    check_state(state, kind, where)
+
+
 def tree_difference(tree: PyTree, expected: PyTree) -> str:
     """In a few words, the first leaf that one tree has and the other has not."""
     found, wanted = (

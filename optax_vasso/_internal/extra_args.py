@@ -72,6 +72,19 @@ def gradient_fn(grad_fn: Any, extra_args: dict[str, Any]) -> Any:
     return value_and_grad
 
 
+def required_gradient_fn(name: str, grad_fn: Any, extra_args: dict[str, Any]) -> Any:
+    """:func:`gradient_fn`, or a ValueError in place of None."""
+    grad_fn = gradient_fn(grad_fn, extra_args)
+    if grad_fn is None:
+        raise ValueError(
+            f"{name} takes a second gradient and needs grad_fn, got None: call "
+            "update(grads, state, params, grad_fn=grad_fn) with grad_fn(params) -> "
+            "grads (Flax's apply_gradients and MultiSteps.gradient_transformation() "
+            "drop it: call tx.update), or use lagged, which needs none."
+        )
+    return grad_fn
+
+
 def _ignoring(value_fn: ValueFn, names: Iterable[str]) -> ValueFn:
     """The function, with a signature that takes these arguments, and drops them."""
     parameters = _parameters(value_fn)

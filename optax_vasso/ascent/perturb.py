@@ -20,26 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    broadcast_mask,
-    check_mask,
-    check_not_negative,
-    check_number,
-    check_params,
-    check_state,
-    check_structure,
-    require_params,
-    value_at,
-)
-from optax_vasso._internal.trees import of_perturbation
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
+from optax_vasso._internal.trees import find_states
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 
 
-@of_perturbation
 class PerturbState(NamedTuple):
     """State of a perturbation: the step at which a schedule of rho is read.
 
@@ -84,15 +72,11 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, equation 2.
     """
-    check_number("p", p, "in (1, inf]", lambda v: v > 1)
+    checks.check_number("p", p, "in (1, inf]", lambda v: v > 1)
 
-    def perturbation(
-        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
-    ) -> PyTree:
-        del step, params
-        return numerics.dual_direction(updates, p, radius)
-
-    return _perturb(rho, perturbation)
+    return _perturb(
+        rho, lambda updates, radius, *_: numerics.dual_direction(updates, p, radius)
+    )
 
 
 def asam_perturb(
@@ -140,13 +124,13 @@ def asam_perturb(
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
       Learning of Deep Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
-    check_not_negative("eta", eta)
+    checks.check_not_negative("eta", eta)
 
     def perturbation(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
     ) -> PyTree:
-        require_params(params, "asam_perturb")
-        check_structure(updates, params, "asam_perturb")
+        checks.require_params(params, "asam_perturb")
+        checks.check_structure(updates, params, "asam_perturb")
 
         def scale(d: jax.Array, x: jax.Array, is_rescaled: bool) -> jax.Array:
             if not is_rescaled:
@@ -156,14 +140,14 @@ def asam_perturb(
 
         # Entries of at most one, so that the product with a weight cannot overflow.
         unit = numerics.scale_to_one(updates)
-        chosen = broadcast_mask(rescaled, params, "rescaled")
+        chosen = checks.broadcast_mask(rescaled, params, "rescaled")
         scales = numerics.map_updates(scale, unit, params, chosen)
         return _diagonal_direction(unit, scales, radius)
 
     def check(params: PyTree) -> None:
         # False says that none is meant to be; a rule that finds none has been mistaken.
         if rescaled is not False:
-            check_mask(rescaled, params, "rescaled")
+            checks.check_mask(rescaled, params, "rescaled")
 
     return _perturb(rho, perturbation, check)
 
@@ -192,7 +176,7 @@ def fisher_perturb(
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
       <https://arxiv.org/abs/2206.04920>`_, 2022.
     """
-    check_not_negative("eta", eta)
+    checks.check_not_negative("eta", eta)
 
     def perturbation(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
@@ -225,17 +209,17 @@ def _perturb(
         accumulation dtype.
       check: of the parameters, at ``init``.
     """
-    check_not_negative("rho", rho)
+    checks.check_not_negative("rho", rho)
 
     def init_fn(params: PyTree) -> PerturbState:
-        check_params(params)
+        checks.check_params(params)
         check(params)
         return PerturbState(step=jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: PyTree, state: PerturbState, params: PyTree = None
     ) -> tuple[PyTree, PerturbState]:
-        check_state(state, PerturbState, "the perturbation")
+        checks.check_state(state, PerturbState, "the perturbation")
         radius = jnp.asarray(
             value_at(rho, state.step), numerics.accumulation_dtype(updates)
         )
@@ -253,3 +237,13 @@ def _diagonal_direction(direction: PyTree, scales: PyTree, radius: jax.Array) ->
     """ρ S² d/‖S d‖₂ for a diagonal S."""
     scaled = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction), radius)
     return jax.tree.map(jnp.multiply, scales, scaled)
+
+
+def check_not_swapped(ascent: PyTree, optimizer: PyTree) -> None:
+    """Raise a ValueError for the state of a perturbation in that of the optimizer."""
+    if find_states(optimizer, PerturbState) and not find_states(ascent, PerturbState):
+        raise ValueError(
+            "optimizer contains a perturbation and ascent none, so that training would "
+            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
+            "sam_perturb(0.05))."
+        )

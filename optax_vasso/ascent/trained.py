@@ -12,6 +12,7 @@ import optax
 from jax.extend.core import Literal
 
 from optax_vasso._internal.checks import check_transformation
+from optax_vasso._internal.trees import find_states
 
 PyTree = Any
 
@@ -77,12 +78,7 @@ def _moves(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool
     everything = [True] * len(jax.tree.leaves(params))
     # Optax freezes by masking: without a mask in the state nothing has to be traced.
     state = jax.eval_shape(optimizer.init, params)
-    if not any(
-        isinstance(node, optax.MaskedState)
-        for node in jax.tree.leaves(
-            state, is_leaf=lambda node: isinstance(node, optax.MaskedState)
-        )
-    ):
+    if not find_states(state, optax.MaskedState):
         return everything
 
     def first_update(grads: PyTree, params: PyTree) -> PyTree:

@@ -8,12 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_integer,
-    check_not_negative,
-    value_at,
-)
+from optax_vasso._internal import checks
+from optax_vasso._internal.checks import Hyperparameter, value_at
 
 
 def until(steps: Any, rho: Hyperparameter) -> Callable[[jax.Array], jax.Array]:
@@ -49,8 +45,8 @@ def until(steps: Any, rho: Hyperparameter) -> Callable[[jax.Array], jax.Array]:
       >>> print(*(float(f"{schedule(step):.1f}") for step in range(4)))
       0.1 0.1 0.0 0.0
     """
-    check_integer("steps", steps, 1)
-    check_not_negative("rho", rho)
+    checks.check_integer("steps", steps, 1)
+    checks.check_not_negative("rho", rho)
 
     def schedule(step: jax.Array) -> jax.Array:
         return jnp.where(step < steps - 1, jnp.asarray(value_at(rho, step)), 0)

@@ -10,15 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_number,
-    check_state,
-    check_transformation,
-    is_left_out,
-    require_params,
-)
-from optax_vasso._internal.trees import Report, collect_metrics
+from optax_vasso._internal import checks, mapped, numerics
+from optax_vasso._internal.trees import Report, collect_metrics, displaced
 from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
 PyTree = Any
@@ -78,7 +71,7 @@ def track_arrival(
       >>> print(state.report.metrics["arrived"])
       0.5
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> ArrivalState:
@@ -95,22 +88,16 @@ def track_arrival(
     def update_fn(
         updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, ArrivalState]:
-        require_params(params, "track_arrival")
-        check_state(state, ArrivalState, "track_arrival")
+        checks.check_update(state, ArrivalState, params, "track_arrival")
         before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
-        missing = _projection(params, before) - state.expected
+        missing = numerics.dot(before, params) - state.expected
         arrived = 1 + missing / jnp.where(square == 0, 1, square)
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
-        following = jax.tree.map(
-            lambda u, x: x if u is None else optax.apply_updates(x, u),
-            new_updates,
-            params,
-            is_leaf=lambda u: u is None,
-        )
-        expected = _projection(following, perturbation_of(optimizer_state))
+        following = displaced(params, new_updates)
+        expected = numerics.dot(perturbation_of(optimizer_state), following)
         dtype = state.expected.dtype
         report = Report({"arrived": arrived.astype(dtype)})
         return new_updates, ArrivalState(
@@ -143,7 +130,7 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
     Warns:
       RuntimeWarning: if the running mean is below ``least``.
     """
-    check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
+    checks.check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
     metrics = collect_metrics(state)
     if "mean_cosine" not in metrics:
         raise ValueError(
@@ -164,16 +151,3 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _projection(params: PyTree, perturbation: PyTree) -> jax.Array:
-    """⟨y, ε⟩ over the leaves that are perturbed."""
-    return numerics.dot(
-        perturbation,
-        jax.tree.map(
-            lambda e, x: e if is_left_out(e) else x,
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        ),
-    )

@@ -18,29 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_state,
-    name_of,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.trees import Report, of_ascent
 
 PyTree = Any
-
-__all__ = [
-    "Measure",
-    "Seen",
-    "arrival",
-    "cosine",
-    "grad_norm",
-    "perturbation_norm",
-    "running_mean",
-    "stability",
-    "track",
-]
 
 
 class Seen(NamedTuple):
@@ -125,17 +106,13 @@ def arrival(seen: Seen) -> jax.Array:
     """
 
     # Not optax.tree.sub: the two are close, so their difference is exact.
-    def taken_in(e: jax.Array | None, x: jax.Array) -> jax.Array | None:
-        if e is None:
-            return None
+    def taken_in(e: jax.Array, x: jax.Array) -> jax.Array:
         if not numerics.has_few_bits(x):
             return (x + e) - x
         wide = x.astype(jnp.float32)
         return numerics.round_to(wide + e.astype(jnp.float32), x.dtype) - wide
 
-    rounded = jax.tree.map(
-        taken_in, seen.perturbation, seen.params, is_leaf=lambda e: e is None
-    )
+    rounded = numerics.map_updates(taken_in, seen.perturbation, seen.params)
     return numerics.cosine(rounded, seen.perturbation)
 
 
@@ -151,7 +128,7 @@ def _moved(seen: Seen, previous: PyTree) -> tuple[jax.Array, PyTree]:
         )
     )
     share = move / jnp.where(length == 0, 1, length)
-    return share, numerics.fill_none(seen.perturbation, previous)
+    return share, numerics.cast_like(seen.perturbation, previous)
 
 
 #: How far the adversary moves from step to step, ‖ε_t − ε_{t−1}‖/‖ε_t‖. It lies
@@ -179,7 +156,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
             f"{type(measure).__name__}: a Measure has its own state, and cannot be "
             "averaged."
         )
-    check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
         del params
@@ -195,7 +172,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
         weight = kept * state[1] + jnp.where(is_finite, 1 - decay, 0)
         return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
-    return Measure(f"mean_{name_of(measure)}", init, update)
+    return Measure(f"mean_{checks.name_of(measure)}", init, update)
 
 
 def track(
@@ -250,7 +227,7 @@ def track(
       >>> print(optax.tree.get(state, "stability"))
       1.0
     """
-    check_integer("every", every, 1)
+    checks.check_integer("every", every, 1)
     chosen = [_as_measure(m) for m in measures or (() if named else _DEFAULT)]
     chosen += [_as_measure(m, name) for name, m in named.items()]
     names = [measure.name for measure in chosen]
@@ -290,8 +267,7 @@ def track(
         **extra_args: Any,
     ) -> tuple[PyTree, TrackState]:
         del extra_args
-        require_params(params, "track")
-        check_state(state, TrackState, "track")
+        checks.check_update(state, TrackState, params, "track")
         if perturbation is None:
             raise ValueError(
                 "track needs the extra argument perturbation: put it inside a "
@@ -341,7 +317,9 @@ def _as_measure(
             f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(
-        name or name_of(measure), lambda params: (), lambda seen, _: (measure(seen), ())
+        name or checks.name_of(measure),
+        lambda params: (),
+        lambda seen, _: (measure(seen), ()),
     )
 
 

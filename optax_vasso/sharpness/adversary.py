@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
+import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks, programs
@@ -78,9 +78,9 @@ def friendliness(
       >>> print(found.lowered, found.rises)
       0.5 [ 0.21 -0.19]
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("perturbation", perturbation, params)
-    return _friendliness(loss, params, groups, perturbation)
+    return _friendliness(loss, params, perturbation)
 
 
 def squared_error(
@@ -108,35 +108,28 @@ def squared_error(
     Raises:
       ValueError: as :func:`hessian`, and for a direction of another structure.
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("direction", direction, params)
-    return _squared_error(loss, params, groups, direction)
+    return _squared_error(loss, params, direction)
 
 
 @programs.compiled
 def _friendliness(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    perturbation: PyTree,
+    loss: batches.Loss, params: PyTree, perturbation: PyTree
 ) -> Friendliness:
-    perturbed = jax.tree.map(lambda x, e: x + e.astype(x.dtype), params, perturbation)
+    perturbed = optax.apply_updates(params, perturbation)
 
     def of_batch(batch: batches.Batch) -> tuple[jax.Array, jax.Array]:
-        loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
-        return loss_fn(perturbed, batch) - loss, numerics.cosine(perturbation, gradient)
+        value, gradient = jax.value_and_grad(loss.loss_fn)(params, batch)
+        rise = loss.loss_fn(perturbed, batch) - value
+        return rise, numerics.cosine(perturbation, gradient)
 
-    rises, cosines = batches.map_over_batches(of_batch, groups)
+    rises, cosines = batches.map_over_batches(of_batch, loss.groups)
     return Friendliness(jnp.mean(rises < 0), jnp.mean(cosines <= 0), rises, cosines)
 
 
 @programs.compiled
-def _squared_error(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    direction: PyTree,
-) -> jax.Array:
-    gradient = batches.mean_loss_and_grad(loss_fn, params, groups)[1]
+def _squared_error(loss: batches.Loss, params: PyTree, direction: PyTree) -> jax.Array:
+    gradient = batches.mean_loss_and_grad(loss, params)[1]
     error = jax.tree.map(lambda d, g: d.astype(g.dtype) - g, direction, gradient)
     return numerics.dot(error, error)

@@ -63,8 +63,8 @@ def hessian(
       >>> print(curvature(jnp.array([1.0, 1.0])))
       [4. 1.]
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
-    matvec = Partial(_hessian_product, loss, params, groups)
+    loss = batches.prepare(loss_fn, params, data)
+    matvec = Partial(_hessian_product, loss, params)
     _check_product(matvec, params, "Hessian", "differences of gradients")
     return matvec
 
@@ -104,7 +104,7 @@ def gauss_newton(
     model = checks.as_partial("model_fn", model_fn)
     output_loss = checks.as_partial("output_loss_fn", output_loss_fn)
     loss = Partial(_loss_of_outputs, model, output_loss)
-    _, groups = batches.prepare(loss, params, data)
+    groups = batches.prepare(loss, params, data).groups
     matvec = Partial(_gauss_newton_product, model, output_loss, params, groups)
     _check_product(matvec, params, "Gauss-Newton", "sharpness.hessian")
     return matvec
@@ -145,17 +145,12 @@ def _check_product(
 
 
 @programs.compiled
-def _hessian_product(
-    loss_fn: batches.LossFn,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    vector: PyTree,
-) -> PyTree:
+def _hessian_product(loss: batches.Loss, params: PyTree, vector: PyTree) -> PyTree:
     def of_batch(batch: batches.Batch) -> PyTree:
-        gradient = jax.grad(lambda x: loss_fn(x, batch))
+        gradient = jax.grad(lambda x: loss.loss_fn(x, batch))
         return jax.jvp(gradient, (params,), (vector,))[1]
 
-    return batches.mean_over_batches(of_batch, groups)
+    return batches.mean_over_batches(of_batch, loss.groups)
 
 
 @programs.compiled

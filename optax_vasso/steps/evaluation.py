@@ -66,7 +66,8 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       [2.7 3.6]
     """
     _check_order(state, params)
-    found = _lagged_states(state)
+    read = [read_state(below) for _, below in paths.nodes(state)]
+    found = [lagged_state for lagged_state in read if lagged_state is not None]
     if not found:
         _check_told(state, params)
         return params
@@ -86,28 +87,16 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     return structure.unflatten(map(unperturbed, leaves, perturbations))
 
 
-def _lagged_states(tree: PyTree) -> list[LaggedState]:
-    """The states of lagged optimizers in a tree, by the names of their fields."""
-    read = (read_state(below) for _, below in paths.nodes(tree))
-    return [state for state in read if state is not None]
-
-
 def _matched(state: LaggedState, params: PyTree) -> list[Any]:
     """The perturbation of every parameter, ``None`` where there is none."""
     try:
         return paths.match(perturbation_of(state), params)
     except paths.PathError as error:
-        if error.is_part:
-            raise ValueError(
-                f"params has another tree structure or other shapes than the "
-                f"parameters of this optimizer state ({error}): pass those that the "
-                "optimizer was made for, with NNX those of its wrt, as in "
-                "nnx.state(model, nnx.LoRAParam)."
-            ) from error
         raise ValueError(
             "params has another tree structure or other shapes than the parameters of "
-            f"this optimizer state ({error}): pass the state and the parameters of one "
-            "training loop."
+            f"this optimizer state ({error}): pass the parameters that the "
+            "optimizer was made for, with NNX those of its wrt, as in "
+            "nnx.state(model, nnx.LoRAParam), and the state of the same training loop."
         ) from error
 
 

@@ -10,31 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_inexact,
-    check_leaves,
-    check_not_negative,
-    check_state,
-    check_structure,
-    check_transformation,
-    is_left_out,
-    require_params,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.extra_args import (
     ValueFn,
     gradient_fn,
     passing,
     with_synonyms,
 )
-from optax_vasso._internal.trees import check_not_nested, follows_loss, of_ascent
+from optax_vasso.ascent.perturb import check_not_swapped
 
 PyTree = Any
 
 
-@of_ascent("ascent_state")
+@trees.of_ascent("ascent_state")
 class LaggedState(NamedTuple):
     """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} out of it.
 
@@ -140,18 +129,19 @@ def lagged(
         mapped axis and the perturbation was not, or the state is not one of this
         transformation.
     """
-    check_transformation("optimizer", optimizer)
-    check_transformation("ascent", ascent)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_transformation("ascent", ascent)
     if rho is not None:
-        check_not_negative("rho", rho)
+        checks.check_not_negative("rho", rho)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> LaggedState:
-        check_leaves(params)
+        checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
-        check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        if follows_loss(ascent_state):
+        trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
+        if trees.follows_loss(ascent_state):
             raise ValueError(
                 "the radius of the ascent follows the loss at unperturbed parameters, "
                 "which lagged does not have: use sharpness_aware with split_batch()."
@@ -168,36 +158,24 @@ def lagged(
             # It needs an argument that only the training loop has; if something else is
             # wrong, update says so.
             given = params
-        # What a mask leaves out may be an integer, such as a quantized base.
-        check_inexact(
-            jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
+        # Where the chain gives nothing there is nothing to keep; what a mask leaves out
+        # may be an integer, such as a quantized base.
+        perturbed = jax.tree.map(
+            lambda x, d: None if checks.is_left_out(d) else x, params, given
         )
-        # Where the chain gives nothing there is nothing to keep.
-        direction = jax.tree.map(
-            lambda x, d: None if is_left_out(d) else _zeros(x), params, given
-        )
+        checks.check_inexact(perturbed)
         rounds = rho is not None and any(
-            jax.tree.leaves(
-                jax.tree.map(
-                    lambda x, d: d is not None and numerics.has_few_bits(x),
-                    params,
-                    direction,
-                )
-            )
+            map(numerics.has_few_bits, jax.tree.leaves(perturbed))
         )
         one = float(rho is None)
         # On a mapped axis its scalars vary with the parameters from the start.
         axes = mapped.varying_axes(params)
         return LaggedState(
             step=mapped.vary(jnp.zeros((), jnp.int32), axes),
-            direction=direction,
+            direction=jax.tree.map(_zeros, perturbed),
             scale=mapped.vary(numerics.state_scalar(one), axes),
             norm=mapped.vary(numerics.state_scalar(one), axes),
-            rounding=jax.tree.map(
-                lambda x, d: _zeros(x) if rounds and d is not None else None,
-                params,
-                direction,
-            ),
+            rounding=jax.tree.map(lambda x: _zeros(x) if rounds else None, perturbed),
             ascent_state=mapped.vary(ascent_state, axes),
             optimizer_state=optimizer_state,
         )
@@ -209,9 +187,8 @@ def lagged(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LaggedState]:
-        require_params(params, "lagged")
-        check_state(state, LaggedState, "lagged")
-        check_structure(updates, state.direction, "lagged")
+        checks.check_update(state, LaggedState, params, "lagged")
+        checks.check_structure(updates, state.direction, "lagged")
         before = perturbation_of(state)
         extra_args = with_synonyms(extra_args)
         grad_fn = gradient_fn(extra_args.pop("grad_fn", None), extra_args)
@@ -219,7 +196,7 @@ def lagged(
             if extra_args.get(name) is not None:
                 extra_args[name] = _perturbed(extra_args[name], before)
         point = jax.tree.map(
-            lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
+            lambda e, x: unperturbed(x, e), before, params, is_leaf=checks.is_left_out
         )
         last = _scaled(state.norm, state.direction)
         output, ascent_state = ascent.update(
@@ -230,10 +207,10 @@ def lagged(
         )
         # Out of the parameters nothing could be taken again that is not finite.
         output = jax.tree.map(
-            lambda d, old: d if is_left_out(d) else numerics.finite_or(d, old),
+            lambda d, old: d if checks.is_left_out(d) else numerics.finite_or(d, old),
             output,
             last,
-            is_leaf=is_left_out,
+            is_leaf=checks.is_left_out,
         )
         step, optimizer_state = optimizer.update(
             updates,
@@ -300,7 +277,7 @@ def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
 
 def unperturbed(param: Any, perturbation: Any) -> Any:
     """One leaf of the parameters without its perturbation, in its own dtype."""
-    if is_left_out(perturbation):
+    if checks.is_left_out(perturbation):
         return param
     param = jnp.asarray(param)
     # Of x + ε, what varies with ε has been averaged away: x is not known any more.
@@ -337,7 +314,7 @@ def _start(
 
     Both in the precision of ε, however few bits the step has.
     """
-    if is_left_out(before) or is_left_out(output):
+    if checks.is_left_out(before) or checks.is_left_out(output):
         return (None,)
     start = -before if step is None else step.astype(before.dtype) - before
     if moves or numerics.has_few_bits(param):
@@ -361,7 +338,7 @@ def _finish(
         new = param if moves else None
         if step is not None:
             new = optax.apply_updates(param, step) if moves else step
-        if is_left_out(last):
+        if checks.is_left_out(last):
             return new, last, rounding
         # Where the chain had no gradient the perturbation stays what it was.
         kept = last_scale / jnp.where(scale == 0, 1, scale)
@@ -397,13 +374,7 @@ def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
 
     @functools.wraps(value_fn)
     def value_at_perturbed(params: PyTree, *args: Any, **kwargs: Any) -> jax.Array:
-        point = jax.tree.map(
-            lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        )
-        return value_fn(point, *args, **kwargs)
+        return value_fn(trees.displaced(params, perturbation), *args, **kwargs)
 
     return value_at_perturbed
 

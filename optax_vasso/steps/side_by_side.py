@@ -13,17 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_hyperparameter,
-    check_not_negative,
-    check_state,
-    check_structure,
-    require_params,
-    value_at,
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
+from optax_vasso._internal.extra_args import (
+    passing,
+    required_gradient_fn,
+    with_synonyms,
 )
-from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
 from optax_vasso.ascent.perturb import sam_perturb
 from optax_vasso.steps.evaluation import eval_params
 from optax_vasso.steps.one_gradient import LaggedState, lagged
@@ -64,9 +60,10 @@ def clean_gradient() -> optax.GradientTransformationExtraArgs:
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.EmptyState]:
-        require_params(params, "clean_gradient")
-        grad_fn = gradient_fn(grad_fn, with_synonyms(extra_args))
-        _require_grad_fn(grad_fn, "clean_gradient")
+        checks.require_params(params, "clean_gradient")
+        grad_fn = required_gradient_fn(
+            "clean_gradient", grad_fn, with_synonyms(extra_args)
+        )
         return gradient_at(params, grad_fn, updates)[0], state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
@@ -123,9 +120,9 @@ def sampa(
       Xie et al., `SAMPa: Sharpness-aware Minimization Parallelized
       <https://arxiv.org/abs/2410.10683>`_, 2024.
     """
-    check_not_negative("learning_rate", learning_rate)
-    check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
-    inner = lagged(optimizer, optax.chain(_extrapolated(), sam_perturb(rho)))
+    checks.check_not_negative("learning_rate", learning_rate)
+    checks.check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
+    inner = lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
 
     def init_fn(params: PyTree) -> SampaState:
         lagged_state = inner.init(params)
@@ -140,12 +137,10 @@ def sampa(
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SampaState]:
-        require_params(params, "sampa")
-        check_state(state, SampaState, "sampa")
-        check_structure(updates, state.gradient, "sampa")
+        checks.check_update(state, SampaState, params, "sampa")
+        checks.check_structure(updates, state.gradient, "sampa")
         extra_args = with_synonyms(extra_args)
-        grad_fn = gradient_fn(grad_fn, extra_args)
-        _require_grad_fn(grad_fn, "sampa")
+        grad_fn = required_gradient_fn("sampa", grad_fn, extra_args)
         clean = eval_params(state.lagged_state, params)
         rate = jnp.asarray(value_at(learning_rate, state.step))
         point = numerics.add_scaled(clean, -rate, state.gradient)
@@ -154,50 +149,20 @@ def sampa(
         mixed = numerics.add_scaled(
             updates,
             share,
-            # In float32 or wider: a difference may leave the range of float16.
-            numerics.map_updates(
-                jnp.subtract, *map(numerics.widen_tree, (gradient, updates))
-            ),
+            numerics.difference(gradient, updates),
         )
         new_updates, lagged_state = inner.update(
             mixed,
             state.lagged_state,
             params,
-            **passing(extra_args, extrapolated=gradient),
+            **passing(extra_args, grad_fn=lambda _: gradient),
         )
         step = optax.safe_increment(state.step)
         kept = jax.tree.map(
             numerics.finite_or,
-            numerics.fill_none(gradient, state.gradient),
+            numerics.cast_like(gradient, state.gradient),
             state.gradient,
         )
         return new_updates, SampaState(step, kept, lagged_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _extrapolated() -> optax.GradientTransformationExtraArgs:
-    """The gradient that :func:`sampa` passes on, in place of the one that descends."""
-
-    def update_fn(
-        updates: PyTree,
-        state: optax.EmptyState,
-        params: PyTree = None,
-        *,
-        extrapolated: PyTree = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
-        del params, extra_args
-        # Without it while lagged only asks for shapes.
-        return updates if extrapolated is None else extrapolated, state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
-
-
-def _require_grad_fn(grad_fn: Any, name: str) -> None:
-    if grad_fn is None:
-        raise ValueError(
-            f"{name} takes a second gradient and needs grad_fn, got None: call "
-            "update(grads, state, params, grad_fn=grad_fn) with grad_fn(params) -> "
-            "grads."
-        )

@@ -9,26 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_inexact,
-    check_integer,
-    check_leaves,
-    check_state,
-    check_structure,
-    check_transformation,
-    is_left_out,
-    require_params,
-    tree_difference,
+from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal.extra_args import (
+    passing,
+    required_gradient_fn,
+    with_synonyms,
 )
-from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
-from optax_vasso._internal.trees import (
-    Report,
-    check_not_nested,
-    follows_loss,
-    of_ascent,
-    tell_loss,
-)
+from optax_vasso.ascent.perturb import check_not_swapped
 from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
@@ -36,7 +23,7 @@ PyTree = Any
 GradFn = Callable[[PyTree], Any]
 
 
-@of_ascent("ascent_state")
+@trees.of_ascent("ascent_state")
 class SharpnessAwareState(NamedTuple):
     """State of :func:`optax_vasso.sharpness_aware`.
 
@@ -54,7 +41,7 @@ class SharpnessAwareState(NamedTuple):
     ascent_state: optax.OptState
     gate_state: Any
     optimizer_state: optax.OptState
-    report: Report
+    report: trees.Report
 
 
 def sharpness_aware(
@@ -146,19 +133,20 @@ def sharpness_aware(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, Algorithm 1.
     """
-    check_transformation("optimizer", optimizer)
-    check_transformation("ascent", ascent)
-    check_integer("ascent_steps", ascent_steps, 1)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_transformation("ascent", ascent)
+    checks.check_integer("ascent_steps", ascent_steps, 1)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
     gate = always() if gate is None else gate
     check_gate(gate)
 
     def init_fn(params: PyTree) -> SharpnessAwareState:
-        check_leaves(params)
+        checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
-        check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        report = Report(
+        trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
+        report = trees.Report(
             {
                 "ascended": jnp.zeros((), bool),
                 "perturbed_loss": numerics.state_scalar(),
@@ -178,19 +166,10 @@ def sharpness_aware(
         grad_fn: GradFn | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SharpnessAwareState]:
-        require_params(params, "sharpness_aware")
-        check_state(state, SharpnessAwareState, "sharpness_aware")
-        check_structure(updates, params, "sharpness_aware")
+        checks.check_update(state, SharpnessAwareState, params, "sharpness_aware")
+        checks.check_structure(updates, params, "sharpness_aware")
         extra_args = with_synonyms(extra_args)
-        grad_fn = gradient_fn(grad_fn, extra_args)
-        if grad_fn is None:
-            raise ValueError(
-                "sharpness_aware takes a second gradient and needs grad_fn, got None: "
-                "call update(grads, state, params, grad_fn=grad_fn) with "
-                "grad_fn(params) -> grads (Flax's apply_gradients and "
-                "MultiSteps.gradient_transformation() drop it: call tx.update), or use "
-                "lagged, which needs none."
-            )
+        grad_fn = required_gradient_fn("sharpness_aware", grad_fn, extra_args)
 
         def perturb(grads: PyTree) -> tuple[PyTree, optax.OptState]:
             parts, ascent_state = ascent.update(
@@ -199,21 +178,11 @@ def sharpness_aware(
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
         def point(perturbation: PyTree) -> PyTree:
-            check_inexact(
-                jax.tree.map(
-                    lambda e, x: None if e is None else x,
-                    perturbation,
-                    params,
-                    is_leaf=lambda e: e is None,
-                )
+            # No update is no perturbation: the parameter is left out of training.
+            checks.check_inexact(
+                numerics.map_updates(lambda e, x: x, perturbation, params)
             )
-            return jax.tree.map(
-                # No update is no perturbation: the parameter is left out of training.
-                lambda e, x: x if e is None else optax.apply_updates(x, e),
-                perturbation,
-                params,
-                is_leaf=lambda e: e is None,
-            )
+            return trees.displaced(params, perturbation)
 
         first, ascent_state = perturb(updates)
 
@@ -226,7 +195,7 @@ def sharpness_aware(
         def ascend() -> tuple[PyTree, jax.Array, PyTree]:
             total = climb(first)
             grads, value = gradient_at(point(total), grad_fn, updates)
-            if value is None and follows_loss(ascent_state):
+            if value is None and trees.follows_loss(ascent_state):
                 raise ValueError(
                     "The ascent follows the perturbed loss and needs a grad_fn that "
                     "returns it, got gradients alone: pass grad_fn = "
@@ -259,10 +228,10 @@ def sharpness_aware(
         else:
             descent, value, total = mapped.cond(ascended, ascend, stay)
         ascended = jnp.asarray(ascended)
-        if follows_loss(ascent_state):
+        if trees.follows_loss(ascent_state):
             # A step that did not ascend says nothing, and what is no number is ignored.
             found = jnp.where(ascended, value, jnp.nan)
-            ascent_state = tell_loss(ascent_state, found)
+            ascent_state = trees.tell_loss(ascent_state, found)
         new_updates, optimizer_state = optimizer.update(
             descent,
             state.optimizer_state,
@@ -274,7 +243,7 @@ def sharpness_aware(
                 perturbation=first if ascent_steps == 1 else total,
             ),
         )
-        report = Report({"ascended": ascended, "perturbed_loss": value})
+        report = trees.Report({"ascended": ascended, "perturbed_loss": value})
         ascent_state, gate_state, report = mapped.vary_like(
             (ascent_state, gate_state, report),
             (state.ascent_state, state.gate_state, state.report),
@@ -322,7 +291,7 @@ def gradient_at(
 
 
 def _is_masked(params: PyTree) -> bool:
-    leaves = jax.tree.leaves(params, is_leaf=is_left_out)
+    leaves = jax.tree.leaves(params, is_leaf=checks.is_left_out)
     return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
@@ -372,8 +341,9 @@ def _split(result: Any, clean_grads: PyTree) -> tuple[jax.Array, list[Any]]:
     raise ValueError(
         "grad_fn must return gradients with the tree structure of those passed to "
         f"update, or (value, gradients), got {_in_words(result)} "
-        f"({tree_difference(result, clean_grads)}): differentiate the loss by the same "
-        "parameters, as in grad_fn = jax.grad(lambda params: loss(params, batch))."
+        f"({checks.tree_difference(result, clean_grads)}): differentiate the loss by "
+        "the same parameters, as in grad_fn = jax.grad(lambda params: loss(params, "
+        "batch))."
     )
 
 

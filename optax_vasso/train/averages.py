@@ -13,7 +13,7 @@ import optax
 from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import check_state, check_transformation
 from optax_vasso._internal.mapped import AxisName
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 PyTree = Any
@@ -39,8 +39,8 @@ def synchronized(
     def make(loss_fn: LossFn) -> GradientFn:
         local = local_gradient(axis_name, gradient)(loss_fn)
 
-        def grad_fn(*args: Any) -> Any:
-            value, grads = local(*args)
+        def grad_fn(at: Inputs) -> Any:
+            value, grads = local(at)
             return value, jax.lax.pmean(grads, axis_name)
 
         return grad_fn
@@ -60,19 +60,14 @@ def local_gradient(
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
 
-        def on_device(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def on_device(at: Inputs) -> Any:
             _check_axis(axis_name)
+            params, clean = _own((at.params, at.clean), axis_name)
+            key = at.key
             if key is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            own, own_clean = _own((params, clean), axis_name)
             (loss, (model_state, aux)), grads = grad_fn(
-                own, model_state, batch, key, own_clean
+                at._replace(params=params, key=key, clean=clean)
             )
             loss, model_state = mean_of_floats((loss, model_state), axis_name)
             return (loss, (model_state, aux)), grads

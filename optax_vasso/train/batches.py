@@ -1,34 +1,47 @@
 """Loss → gradient function: the gradients of a train step, and their examples.
 
-A gradient maker takes the loss of a train step and returns ``grad_fn(params,
-model_state, batch, key, clean) -> ((loss, (model_state, aux)), grads)``. ``clean`` is
-``None``, except where ``params`` are perturbed: then it is x_t, the parameters without
-the perturbation. Makers compose by their argument ``gradient``:
-``microbatched(8, part_of_batch(0.25))``.
+A gradient maker takes the loss of a train step and returns ``grad_fn(inputs) ->
+((loss, (model_state, aux)), grads)``, a function of :class:`Inputs`. Makers compose by
+their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
 """
 
 from __future__ import annotations
 
 import fractions
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_transformation,
-    is_left_out,
-)
+from optax_vasso._internal import checks, mapped
+from optax_vasso._internal.trees import displaced
 from optax_vasso.train.losses import LossFn, as_network
 
 PyTree = Any
-GradientFn = Callable[..., tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
+
+
+class Inputs(NamedTuple):
+    """What a gradient is taken at and on.
+
+    Attributes:
+      params: the parameters to differentiate by.
+      model_state: what the model carries besides parameters.
+      batch: the examples, a tree of arrays.
+      key: a random key, or ``None``.
+      clean: x_t, where ``params`` are perturbed, and otherwise ``None``.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    batch: PyTree
+    key: jax.Array | None = None
+    clean: PyTree | None = None
+
+
+GradientFn = Callable[[Inputs], tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
 GradientMaker = Callable[[LossFn], GradientFn]
 
 
@@ -40,15 +53,8 @@ def whole_batch(loss_fn: LossFn) -> GradientFn:
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def grad_fn(
-        params: PyTree,
-        model_state: PyTree,
-        batch: PyTree,
-        key: jax.Array | None,
-        clean: PyTree | None = None,
-    ) -> Any:
-        del clean
-        value, grads = value_and_grad(params, model_state, batch, key)
+    def grad_fn(at: Inputs) -> Any:
+        value, grads = value_and_grad(at.params, at.model_state, at.batch, at.key)
         return value, jax.tree.map(jnp.conj, grads)
 
     return grad_fn
@@ -84,28 +90,22 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import microbatched, whole_batch
+      >>> from optax_vasso.train import Inputs, microbatched, whole_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean((batch - params) ** 2), (model_state, ())
       >>> params, batch = jnp.zeros(()), jnp.arange(8.0)
       >>> for gradient in (whole_batch, microbatched(4)):
-      ...     (loss, _), grads = gradient(loss_fn)(params, (), batch, None)
+      ...     (loss, _), grads = gradient(loss_fn)(Inputs(params, (), batch))
       ...     print(loss, grads)
       17.5 -7.0
       17.5 -7.0
     """
-    check_integer("count", count, 1)
+    checks.check_integer("count", count, 1)
 
     def make(loss_fn: LossFn) -> GradientFn:
         one_part = gradient(loss_fn)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def grad_fn(at: Inputs) -> Any:
             # Not optax.microbatching, whose parts these are: it gathers a batch that
             # is sharded over an explicit mesh axis, averages in the dtype of each leaf,
             # and takes floats only.
@@ -113,15 +113,15 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
                 lambda leaf: jnp.moveaxis(
                     leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
                 ),
-                check_examples(batch, count, "microbatches"),
+                check_examples(at.batch, count, "microbatches"),
             )
 
             def evaluate(index: jax.Array, part: PyTree) -> tuple[PyTree, PyTree]:
-                part_key = None if key is None else jax.random.fold_in(key, index)
-                (loss, (new_model_state, aux)), grads = one_part(
-                    params, model_state, part, part_key, clean
+                key = None if at.key is None else jax.random.fold_in(at.key, index)
+                (loss, (model_state, aux)), grads = one_part(
+                    at._replace(batch=part, key=key)
                 )
-                return jax.tree.map(jnp.asarray, (loss, new_model_state, grads)), aux
+                return jax.tree.map(jnp.asarray, (loss, model_state, grads)), aux
 
             shapes, _ = jax.eval_shape(
                 evaluate,
@@ -173,37 +173,25 @@ def part_of_batch(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import part_of_batch
+      >>> from optax_vasso.train import Inputs, part_of_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean(batch * params), (model_state, ())
       >>> gradient = part_of_batch(0.25)(loss_fn)
-      >>> _, grads = gradient(jnp.ones(()), (), jnp.arange(8.0), None)
+      >>> _, grads = gradient(Inputs(jnp.ones(()), (), jnp.arange(8.0)))
       >>> print(grads)  # the mean of examples 0 and 4
       2.0
     """
     # In float32, in which all numbers are looked at, 1e-6 is a little less.
     least = np.float32(1e-6)
-    check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
+    checks.check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
     share = fractions.Fraction(fraction).limit_denominator(10**6)
     taken, of = share.numerator, share.denominator
 
-    def make(loss_fn: LossFn) -> GradientFn:
-        grad_fn = gradient(loss_fn)
+    def choose(batch: PyTree) -> PyTree:
+        batch = check_examples(batch, of, f"a fraction of {share}")
+        return take_of_groups(batch, of, slice(None, taken))
 
-        def on_part(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            batch = check_examples(batch, of, f"a fraction of {share}")
-            part = take_of_groups(batch, of, slice(None, taken))
-            return grad_fn(params, model_state, part, key, clean)
-
-        return on_part
-
-    return make
+    return on_chosen(choose, gradient)
 
 
 def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
@@ -218,31 +206,31 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
       gradient: the gradient on it.
     """
 
+    def choose(batch: PyTree) -> PyTree:
+        if jax.tree_util.all_leaves([batch]):
+            raise ValueError(
+                f"on_batch({name!r}) needs several batches, got one array of shape "
+                f"{jnp.shape(batch)}: pass them in a dict or a tuple."
+            )
+        try:
+            return batch[name]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
+                f"got {jax.tree.structure(batch)}."
+            ) from error
+
+    return on_chosen(choose, gradient)
+
+
+def on_chosen(
+    choose: Callable[[PyTree], PyTree], gradient: GradientMaker
+) -> GradientMaker:
+    """The gradient on what a function chooses of the batch."""
+
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
-
-        def on_named(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            if jax.tree_util.all_leaves([batch]):
-                raise ValueError(
-                    f"on_batch({name!r}) needs several batches, got one array of shape "
-                    f"{jnp.shape(batch)}: pass them in a dict or a tuple."
-                )
-            try:
-                chosen = batch[name]
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(
-                    f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
-                    f"got {jax.tree.structure(batch)}."
-                ) from error
-            return grad_fn(params, model_state, chosen, key, clean)
-
-        return on_named
+        return lambda at: grad_fn(at._replace(batch=choose(at.batch)))
 
     return make
 
@@ -286,12 +274,12 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import functional
+      >>> from optax_vasso.train import Inputs, functional
       >>> def loss_fn(outputs, model_state, batch, key):
       ...     return jnp.sum(outputs**2) / 2, (model_state, ())
       >>> gradient = functional(lambda params, batch: params**2)(loss_fn)
       >>> clean, perturbed = jnp.array(1.0), jnp.array(1.5)
-      >>> _, grads = gradient(perturbed, (), (), None, clean)
+      >>> _, grads = gradient(Inputs(perturbed, (), (), clean=clean))
       >>> print(grads)  # 2 · 1.5, the Jacobian there, times 1², the outputs here
       3.0
 
@@ -304,21 +292,15 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
     def make(loss_fn: LossFn) -> GradientFn:
         of_outputs = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def grad_fn(at: Inputs) -> Any:
             def run(params: PyTree) -> tuple[PyTree, PyTree]:
-                return evaluate(params, model_state, batch, key)
+                return evaluate(params, at.model_state, at.batch, at.key)
 
-            outputs, pullback, new_state = jax.vjp(run, params, has_aux=True)
-            result, cotangent = of_outputs(outputs, new_state, batch, key)
-            if clean is not None:
-                outputs, new_state = run(clean)
-                _, cotangent = of_outputs(outputs, new_state, batch, key)
+            outputs, pullback, new_state = jax.vjp(run, at.params, has_aux=True)
+            result, cotangent = of_outputs(outputs, new_state, at.batch, at.key)
+            if at.clean is not None:
+                outputs, new_state = run(at.clean)
+                _, cotangent = of_outputs(outputs, new_state, at.batch, at.key)
             (grads,) = pullback(cotangent)
             return result, jax.tree.map(jnp.conj, grads)
 
@@ -356,42 +338,30 @@ def perturbed(
     Examples:
       >>> import jax.numpy as jnp
       >>> from optax_vasso import sam_perturb
-      >>> from optax_vasso.train import perturbed
+      >>> from optax_vasso.train import Inputs, perturbed
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.sum(params**2) / 2, (model_state, ())
       >>> gradient = perturbed(sam_perturb(rho=0.5))(loss_fn)
-      >>> (loss, _), grads = gradient(jnp.array([3.0, 4.0]), (), (), None)
+      >>> (loss, _), grads = gradient(Inputs(jnp.array([3.0, 4.0]), (), ()))
       >>> print(loss, grads)
       12.5 [3.3 4.4]
     """
-    check_transformation("ascent", ascent)
+    checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
 
     def make(loss_fn: LossFn) -> GradientFn:
         evaluate = gradient(loss_fn)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            del clean
-            result, grads = evaluate(params, model_state, batch, key, None)
+        def grad_fn(at: Inputs) -> Any:
+            result, grads = evaluate(at._replace(clean=None))
 
             def perturb(state: optax.OptState) -> PyTree:
-                return ascent.update(grads, state, params, value=result[0])[0]
+                return ascent.update(grads, state, at.params, value=result[0])[0]
 
-            state = ascent.init(params)
+            state = ascent.init(at.params)
             _check_without_memory(perturb, state)
-            point = jax.tree.map(
-                lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-                perturb(state),
-                params,
-                is_leaf=is_left_out,
-            )
-            _, grads = evaluate(point, model_state, batch, key, params)
+            point = displaced(at.params, perturb(state))
+            _, grads = evaluate(at._replace(params=point, clean=at.params))
             return result, grads
 
         return grad_fn

@@ -34,15 +34,8 @@ except ImportError as error:
         "a clone of optax_vasso."
     ) from error
 
+from optax_vasso._internal import description
 from optax_vasso._internal.checks import is_key
-from optax_vasso._internal.description import (
-    as_json,
-    check_same,
-    describe,
-    digests,
-    sealed,
-    unsealed,
-)
 from optax_vasso._internal.locks import lock
 
 PyTree = Any
@@ -103,7 +96,7 @@ def checkpoints(
     """
     if not isinstance(keep, numbers.Integral) or keep < 1:
         raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
-    config = as_json(config)
+    config = description.as_json(config)
     directory = os.fspath(directory)
     is_url = "://" in directory
     folder = epath.Path(directory if is_url else os.path.abspath(directory))
@@ -157,10 +150,11 @@ def checkpoints(
         step = int(jnp.max(state.step))
         number = max(step, newest() + 1)
         arrays = _as_dict(state)
-        description = describe(state, config) | {"digests": digests(arrays)}
+        digests = description.digests(arrays)
+        described = description.describe(state, config) | {"digests": digests}
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays),
-            description=ocp.args.JsonSave(sealed(description)),
+            description=ocp.args.JsonSave(description.sealed(described)),
         )
         _, error = _everywhere(lambda: write(number, args))
         if error:
@@ -245,13 +239,15 @@ def _read(
     one that cannot read its shards leaves none of them hanging.
     """
     described, error = _persistently(
-        lambda: unsealed(ocp.JsonCheckpointHandler().restore(folder / "description"))
+        lambda: description.unsealed(
+            ocp.JsonCheckpointHandler().restore(folder / "description")
+        )
     )
     if isinstance(error, FileNotFoundError):
         return None, ValueError("it has no description")
     if error:
         return None, error
-    check_same(described, describe(like, config), folder)
+    description.check_same(described, description.describe(like, config), folder)
     handler = ocp.StandardCheckpointHandler()
     wanted = ocp.args.StandardRestore(_abstract(_as_dict(like)))
     arrays, error = _persistently(
@@ -259,7 +255,7 @@ def _read(
     )
     if error:
         return None, error
-    found = digests(arrays)
+    found = description.digests(arrays)
     changed = sum(found[name] != described["digests"][name] for name in found)
     if changed:
         text = f"{changed} of its {len(found)} arrays are not as they were"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_vasso._internal import mapped
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 
@@ -35,12 +35,12 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import apart
+      >>> from optax_vasso.train import Inputs, apart
       >>> def loss_fn(params, model_state, batch, key):
       ...     def layer(x, weight):
       ...         return jnp.tanh(weight * x), None
       ...     return jnp.sum(jax.lax.scan(layer, batch, params)[0]), (model_state, ())
-      >>> (loss, _), grads = apart()(loss_fn)(jnp.zeros(3), (), jnp.ones(2), None)
+      >>> (loss, _), grads = apart()(loss_fn)(Inputs(jnp.zeros(3), (), jnp.ones(2)))
       >>> print(loss, grads)
       0.0 [0. 0. 0.]
     """
@@ -48,13 +48,13 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
 
-        def in_loop(*args: Any) -> Any:
+        def in_loop(at: Inputs) -> Any:
             def once(carry: Any) -> Any:
                 del carry
-                return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(*args))
+                return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(at))
 
             # A loop whose condition XLA does not evaluate: it is left as it is.
-            nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, *args))
+            nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, at))
             start = (jnp.ones((), bool), nothing)
             return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]
 

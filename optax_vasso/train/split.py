@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fractions
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
@@ -11,12 +12,11 @@ import numpy as np
 
 from optax_vasso._internal.checks import check_hyperparameter
 from optax_vasso.train.batches import (
-    GradientFn,
     GradientMaker,
+    on_chosen,
     take_of_groups,
     whole_batch,
 )
-from optax_vasso.train.losses import LossFn
 
 PyTree = Any
 
@@ -72,12 +72,13 @@ def split_batch(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import split_batch
+      >>> from optax_vasso.train import Inputs, split_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean(batch * params), (model_state, ())
       >>> makers = split_batch(1 / 4)
       >>> for name in ("ascent_gradient", "gradient"):
-      ...     _, grads = makers[name](loss_fn)(jnp.ones(()), (), jnp.arange(8.0), None)
+      ...     gradient = makers[name](loss_fn)
+      ...     _, grads = gradient(Inputs(jnp.ones(()), (), jnp.arange(8.0)))
       ...     print(grads)  # the mean of examples 0 and 4, then that of the others
       2.0
       4.0
@@ -95,27 +96,12 @@ def split_batch(
     )
     exact = fractions.Fraction(share).limit_denominator(10**6)
 
-    def of_part(ascends: bool, maker: GradientMaker) -> GradientMaker:
-        def make(loss_fn: LossFn) -> GradientFn:
-            grad_fn = maker(loss_fn)
-
-            def on_part(
-                params: PyTree,
-                model_state: PyTree,
-                batch: PyTree,
-                key: jax.Array | None,
-                clean: PyTree | None = None,
-            ) -> Any:
-                part = _part(_check_splits(batch), exact, ascends)
-                return grad_fn(params, model_state, part, key, clean)
-
-            return on_part
-
-        return make
+    def of_part(ascends: bool) -> Callable[[PyTree], PyTree]:
+        return lambda batch: _part(_check_splits(batch), exact, ascends)
 
     return {
-        "gradient": of_part(False, gradient),
-        "ascent_gradient": of_part(True, ascent_gradient),
+        "gradient": on_chosen(of_part(False), gradient),
+        "ascent_gradient": on_chosen(of_part(True), ascent_gradient),
     }
 
 
