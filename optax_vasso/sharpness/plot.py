@@ -189,6 +189,15 @@ def _axes(ax: Axes | None) -> Axes:
         return figure.add_subplot()
 
 
+def _distinct(numbers: np.ndarray) -> list[str]:
+    """Two digits of each number, or as many as tell them apart."""
+    for digits in range(2, 8):
+        labels = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
 def _next(ax: Axes, color: str | None) -> dict[str, Any]:
     """The style of the next curve; ticks and lines of reference do not count."""
     number = sum(line.get_gid() == "curve" for line in ax.lines)
