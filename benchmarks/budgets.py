@@ -8,7 +8,8 @@ layers over eight forced devices, with data parallelism and with parameters divi
 the devices (fsdp), and three layers for what another leaf adds. Operations, bytes and
 memory are those of one device. Sixteen layers in one scan, on one device, show how
 often a step holds the activations of all of them. The rows of :mod:`benchmarks.peaks`
-are those of larger networks. ``tests/scale/test_budgets.py`` holds all of them.
+are those of larger networks, those of :mod:`benchmarks.forms` of adapters and of
+Functional SAM. ``tests/scale/test_budgets.py`` holds all of them.
 """
 
 import json
@@ -30,7 +31,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
-from benchmarks import hlo, measuring, peaks
+from benchmarks import forms, hlo, measuring, peaks
 from benchmarks.optimizers import BASE, RECIPES, RHO
 from experiments.harness import files
 
@@ -52,7 +53,7 @@ MAKERS = {"split SAM": SPLIT, "split SAM, held rise": SPLIT}
 SHARDED = ("SGD", "SAM", "VaSSO", "lagged VaSSO", "Friendly SAM", "GSAM")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 # What the mathematics and the sharding decide; the rest is XLA's choice as well.
-FIRM = ("operations", "state", "buffers", *KINDS)
+FIRM = ("operations", "evaluations", "state", "buffers", *KINDS)
 TOLERANCE = 0.02  # of the same XLA: the number of cores moves a few instructions
 OTHER_TOLERANCE = 0.05  # of another XLA, for what is FIRM
 
@@ -163,6 +164,7 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
     apart = ov.train.apart()
     yield "SAM, scanned layers", scanned(RECIPES["SAM"](BASE), gradient=apart)
     yield from peaks.measure()
+    yield from forms.measure()
 
 
 def differences(

@@ -107,6 +107,7 @@ METHODS = {
     "clipped AdamW": Method(CLIPPED),
     "SAM": Method(ov.sam(BASE)),
     "SAM apart": Method(ov.sam(BASE), APART),
+    "VaSSO": Method(ov.vasso(BASE)),
     "VaSSO apart": Method(ov.vasso(BASE), APART),
     "VaSSO apart in bfloat16": Method(ov.vasso(BASE, **BFLOAT16), APART),
     "lagged VaSSO": Method(ov.lagged_vasso(BASE)),
@@ -209,9 +210,8 @@ def local_state(
         lambda p: ov.train.init_local_state(p, optimizer, groups), params
     )
     return state, map_ascent(
-        lambda sharding: NamedSharding(mesh, P("data", *sharding.spec)),
-        lambda sharding: sharding,
         shardings,
+        lambda sharding: NamedSharding(mesh, P("data", *sharding.spec)),
     )
 
 

@@ -123,6 +123,18 @@ def figure(name: str, alt: str, caption: str) -> str:
     return f"[![{alt}]({path})]({path})\n\n*{caption}*"
 
 
+def forms() -> str:
+    """Adapters on frozen weights, and Functional SAM."""
+    columns = {
+        "state in adapters": ("state, in adapters", "{:.2f}"),
+        "temporary in adapters": ("temporary memory, in adapters", "{:.1f}"),
+        "evaluations": ("evaluations of the frozen layers", "{:.3f}"),
+        "operations in gradients": ("operations, in gradients", "{:.3f}"),
+    }
+    found = load("budgets")["rows"].items()
+    return measured({n: r for n, r in found if columns.keys() & r.keys()}, columns)
+
+
 def limits() -> str:
     """Shares of the bandwidth, by leaves."""
     found = load("limits")["rows"]
@@ -299,7 +311,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{
         made.__name__: made
         for made in (
-            *(environments, budget, peaks, limits, digits, exponents, compilation),
+            *(environments, budget, peaks, forms, limits, digits, exponents),
+            compilation,
             *(split_cost, hessian_cost, precision, accelerator),
         )
     },

@@ -100,10 +100,16 @@ def mathml(node: nodes.Element) -> str:
     for command, known in MATHEMATICS.items():
         text = re.sub(rf"\\{command}(?![A-Za-z])", lambda _, known=known: known, text)
     try:
-        return tex2mathml(text, as_block=displayed)
+        markup = tex2mathml(text, as_block=displayed)
     except MathError as error:
         logger.warning("%s in %r", error, text, location=node)
         return html.escape(node.astext())
+    # The bars of a norm are brackets of the usual size; only \left and \right stretch.
+    opening, closing = (
+        f'<mo form="{form}" stretchy="false">' for form in ("prefix", "postfix")
+    )
+    markup = markup.replace('<mo class="mathopen">', opening)
+    return re.sub("<mo>([|‖])</mo>", rf"{closing}\1</mo>", markup)
 
 
 def linked_names() -> dict[str, str]:

@@ -4,10 +4,11 @@
     python examples/pod.py                             # all GPUs of this machine
     python examples/pod.py --pod --directory /shared/pod    # on every host of a pod
 
-Parameters and optimizer state are divided over the devices (fully sharded data
-parallelism), and every process reads its own part of a batch. Norms are those of the
-whole tree: up to rounding, the result does not depend on the number of devices. A job
-that was killed goes on from its last checkpoint, on any number of devices.
+Parameters and optimizer state are divided over all devices (fully sharded data
+parallelism; with ``--model 2`` tensor parallelism besides), and every process reads its
+own part of a batch. Norms are those of the whole tree: up to rounding, the result does
+not depend on the devices. A job that was killed goes on from its last checkpoint, on
+any number of devices.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec as P
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -61,17 +62,17 @@ def own_rows(seed, step, size):
     return rows[jax.process_index() :: jax.process_count()]
 
 
-def train(steps, seed, directory, images, labels):
+def train(steps, seed, directory, images, labels, model=1):
     """The train state after a number of steps, those before a restart included."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    shape = np.reshape(jax.devices(), (-1, model)).shape  # or it does not divide them
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     optimizer = ov.vasso(optax.sgd(0.1, momentum=0.9), rho=0.1, theta=0.4)
     params = init_params(jax.random.key(seed))
-    specs = ov.train.fsdp_specs(params, mesh)
+    specs = {"hidden": P("data", "model"), "out": P(("model", "data"))}
     state = ov.init_train_state(params, optimizer)
     state = ov.train.shard_state(state, optimizer, mesh, specs)
     shardings = ov.train.state_shardings(state, optimizer, mesh, specs)
     train_step = ov.make_train_step(loss_fn, optimizer, state_shardings=shardings)
-
     config = {"rho": 0.1, "theta": 0.4, "seed": seed}
     saving = contextlib.closing(checkpoints(directory, config))
     with saving as saved, ov.train.stop_signals() as stop:
@@ -94,20 +95,18 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", default="runs/pod")
+    parser.add_argument("--model", type=int, default=1, help="devices per hidden layer")
     parser.add_argument("--pod", action="store_true", help="join the other hosts")
-    arguments = parser.parse_args(argv)
-    if arguments.steps < 1 or arguments.seed < 0:
+    given = parser.parse_args(argv)
+    if given.steps < 1 or given.seed < 0:
         parser.error("--steps must be at least 1 and --seed at least 0")
-    if arguments.pod:
-        # Finds the hosts of a TPU pod, of Slurm or of MPI. On others, pass the address
-        # of process 0, the number of processes and the number of this one.
-        jax.distributed.initialize()
-
+    if given.pod:
+        jax.distributed.initialize()  # finds the hosts of a TPU pod, of Slurm or of MPI
     images, labels = load_digits(return_X_y=True)
     images, test_images, labels, test_labels = train_test_split(
         images / 16, labels, random_state=0
     )
-    state = train(arguments.steps, arguments.seed, arguments.directory, images, labels)
+    state = train(given.steps, given.seed, given.directory, images, labels, given.model)
     seen = accuracy(state.params, images, labels)
     unseen = accuracy(state.params, test_images, test_labels)
     if jax.process_index() == 0:

@@ -1,10 +1,11 @@
 """Sharpness-aware training as pure Optax transforms: SAM, VaSSO and their relatives.
 
 The recipes (:func:`sam`, :func:`vasso`, :func:`lagged_vasso`, ...) wrap any Optax
-optimizer. Their parts stand in rooms: ``ascent`` turns a gradient into a perturbation,
-``gate`` says when, ``descent`` what is done with the two gradients, and ``steps`` joins
-them; ``train`` has a compiled train step, ``metrics`` and ``wrappers`` go around it,
-and ``sharpness`` measures what training found.
+optimizer. They are composed of ``ascent`` (from a gradient to a perturbation), ``gate``
+(when to perturb), ``descent`` (from two gradients to one) and ``steps``, which joins
+these. ``train`` has a compiled train step, ``metrics`` measures the perturbation,
+``wrappers`` handle non-finite batches and low precision, ``factors`` balances low-rank
+adapters, and ``sharpness`` measures solutions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from optax_vasso import (
     ascent,
     descent,
+    factors,
     gate,
     metrics,
     sharpness,
@@ -66,6 +68,7 @@ __all__ = [
     "descent",
     "eval_params",
     "evasso",
+    "factors",
     "fisher_perturb",
     "fisher_sam",
     "friendly_noise",

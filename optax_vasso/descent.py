@@ -16,18 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_hyperparameter,
-    check_leaves,
-    check_not_negative,
-    check_state,
-    check_structure,
-    check_transformation,
-    require_params,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso.ascent.trained import trained_by
 
 __all__ = [
@@ -76,7 +66,7 @@ class DecoupledState(NamedTuple):
 
 
 def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Also descend the surrogate gap: GSAM's direction.
+    """Also minimize the surrogate gap f(x + ε) − f(x): GSAM's direction.
 
     g = g_p − α (g_c − ⟨g_c, ĝ_p⟩ ĝ_p): it climbs the component of the clean gradient
     orthogonal to the perturbed one, which lowers f(x + ε) − f(x) and, to first order,
@@ -108,7 +98,7 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
     """
-    check_not_negative("alpha", alpha)
+    checks.check_not_negative("alpha", alpha)
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
         return numerics.add_scaled(
@@ -119,11 +109,11 @@ def gsam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraArgs
 
 
 def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Weigh sharpness as a regularization term: weighted SAM, coupled.
+    """Weighted SAM, coupled: sharpness as a weighted regularization term.
 
-    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training. Momentum
-    and scaling behind it see the sharpness too; :func:`decoupled_descent`, which
-    :func:`optax_vasso.wsam` uses as its authors do, keeps it out of them.
+    g = g_c + γ/(1 − γ) (g_p − g_c). γ = 1/2 is SAM, γ = 0 plain training. Momentum and
+    scaling after it see the sharpness too; in :func:`decoupled_descent`, the authors'
+    choice and that of :func:`optax_vasso.wsam`, they do not.
 
     Args:
       gamma: weight of the sharpness, in [0, 1): a number, a schedule of the step, or a
@@ -157,7 +147,7 @@ def weighted_descent(gamma: Hyperparameter) -> optax.GradientTransformationExtra
 
     def direction(perturbed: PyTree, clean: PyTree, weight: jax.Array) -> PyTree:
         return numerics.add_scaled(
-            clean, weight / (1 - weight), _difference(perturbed, clean)
+            clean, weight / (1 - weight), numerics.difference(perturbed, clean)
         )
 
     return _descent("weighted_descent", gamma, direction)
@@ -169,13 +159,13 @@ def decoupled_descent(
     learning_rate: Hyperparameter,
     gamma: Hyperparameter,
 ) -> optax.GradientTransformationExtraArgs:
-    """Descend on sharpness beside the optimizer: weighted SAM as its authors run it.
+    """Weighted SAM, decoupled: add the sharpness to the optimizer's step.
 
     The optimizer steps along the clean gradient, and −η γ/(1 − γ) (g_p − g_c) is added
-    to its step: momentum then holds no sharpness of past steps. Where the optimizer is
-    plain SGD of the learning rate η, this is :func:`weighted_descent` before it. What
-    the optimizer freezes (:func:`optax_vasso.ascent.trained_by`) stays where it is;
-    what it clips does not include the sharpness.
+    to its step, so momentum holds no sharpness of past steps and clipping does not
+    include it. For plain SGD of the learning rate η, this equals
+    :func:`weighted_descent`. Leaves that the optimizer freezes
+    (:func:`optax_vasso.ascent.trained_by`) do not move.
 
     Args:
       optimizer: any Optax optimizer.
@@ -183,8 +173,8 @@ def decoupled_descent(
       gamma: weight of the sharpness, in [0, 1), likewise.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs`, for the place of the base
-      optimizer in :func:`optax_vasso.sharpness_aware`.
+      A :class:`optax.GradientTransformationExtraArgs` to use as the base optimizer in
+      :func:`optax_vasso.sharpness_aware`.
 
     Raises:
       ValueError: if optimizer is no transformation or a hyperparameter is out of its
@@ -196,8 +186,8 @@ def decoupled_descent(
       Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023; the default of
       their `code <https://github.com/intelligent-machine-learning/dlrover>`_.
     """
-    check_transformation("optimizer", optimizer)
-    check_not_negative("learning_rate", learning_rate)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_not_negative("learning_rate", learning_rate)
     _check_gamma(gamma)
     is_trained = trained_by(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -213,8 +203,7 @@ def decoupled_descent(
         clean_grads: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, DecoupledState]:
-        require_params(params, "decoupled_descent")
-        check_state(state, DecoupledState, "decoupled_descent")
+        checks.check_update(state, DecoupledState, params, "decoupled_descent")
         _require_clean_grads("decoupled_descent", updates, clean_grads)
         steps, optimizer_state = optimizer.update(
             clean_grads,
@@ -230,7 +219,7 @@ def decoupled_descent(
         )
         sharpness = numerics.map_updates(
             lambda s, moves: s if moves else jnp.zeros_like(s),
-            _difference(updates, clean_grads),
+            numerics.difference(updates, clean_grads),
             is_trained(params),
         )
         new_updates = numerics.add_scaled(
@@ -264,10 +253,10 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, Algorithm 1.
     """
-    check_not_negative("alpha", alpha)
+    checks.check_not_negative("alpha", alpha)
 
     def init_fn(params: PyTree) -> LookSamState:
-        check_leaves(params)
+        checks.check_leaves(params)
         return LookSamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
 
     def update_fn(
@@ -280,9 +269,9 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         **extra_args: Any,
     ) -> tuple[PyTree, LookSamState]:
         del params, extra_args
-        check_state(state, LookSamState, "looksam_descent")
+        checks.check_state(state, LookSamState, "looksam_descent")
         _require_clean_grads("looksam_descent", updates, clean_grads)
-        check_structure(updates, state.orthogonal, "looksam_descent")
+        checks.check_structure(updates, state.orthogonal, "looksam_descent")
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
         # Scalars of the whole trees outside of the branches: the ascent has them too.
@@ -291,7 +280,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
 
         def renew() -> tuple[PyTree, PyTree]:
             orthogonal = numerics.without(updates, clean_grads, overlap)
-            return updates, numerics.fill_none(orthogonal, state.orthogonal)
+            return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
             unit = numerics.normalize(state.orthogonal)
@@ -312,7 +301,7 @@ def _descent(
     """A direction on the steps that ascended, the gradient itself on the others."""
 
     def init_fn(params: PyTree) -> DescentState:
-        check_leaves(params)
+        checks.check_leaves(params)
         return DescentState(jnp.zeros((), jnp.int32))
 
     def update_fn(
@@ -325,7 +314,7 @@ def _descent(
         **extra_args: Any,
     ) -> tuple[PyTree, DescentState]:
         del params, extra_args
-        check_state(state, DescentState, name)
+        checks.check_state(state, DescentState, name)
         _require_clean_grads(name, updates, clean_grads)
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(hyperparameter, state.step), dtype)
@@ -338,12 +327,7 @@ def _descent(
 
 
 def _check_gamma(gamma: Hyperparameter) -> None:
-    check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
-
-
-def _difference(perturbed: PyTree, clean: PyTree) -> PyTree:
-    """In float32 or wider, since it may leave the range of float16."""
-    return optax.tree.sub(*map(numerics.widen_tree, (perturbed, clean)))
+    checks.check_hyperparameter("gamma", gamma, "in [0, 1)", lambda v: 0 <= v < 1)
 
 
 def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> None:
@@ -357,6 +341,6 @@ def _require_clean_grads(name: str, updates: PyTree, clean_grads: PyTree) -> Non
     if jax.tree.structure(clean_grads) != structure:
         raise ValueError(
             f"{name} got clean_grads of another tree structure than the perturbed "
-            "gradient: inside optax.partition or optax.masked, pass those "
+            "gradient: inside optax.partition or optax.masked, pass them "
             "mask_compatible_extra_args=True."
         )

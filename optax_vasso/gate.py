@@ -1,7 +1,7 @@
 """When to ascend: gates decide, step by step, whether to perturb.
 
 A step whose gate is closed descends on the clean gradient and costs one gradient
-instead of two; the averages of the ascent chain take in the clean gradient either way.
+instead of two. The clean gradient enters the averages of the ascent either way.
 """
 
 from __future__ import annotations
@@ -16,14 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_hyperparameter,
-    check_integer,
-    is_key,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 
 __all__ = [
     "Gate",
@@ -120,12 +114,12 @@ def every(k: int) -> Gate:
       False
       True
     """
-    check_integer("k", k, 1)
+    checks.check_integer("k", k, 1)
     return _counting(lambda step: step % k == 0)
 
 
 def from_step(n: int) -> Gate:
-    """Ascend from step n on: plain training first, one gradient per step until then.
+    """Ascend from step n on, after plain training at one gradient per step.
 
     Args:
       n: the first step that ascends, counted from 0, >= 0.
@@ -133,7 +127,7 @@ def from_step(n: int) -> Gate:
     Raises:
       ValueError: if n is not an integer >= 0.
     """
-    check_integer("n", n, 0)
+    checks.check_integer("n", n, 0)
     return _counting(lambda step: step >= n)
 
 
@@ -155,13 +149,13 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
       Li et al., `VASSO: Variance Suppression for Sharpness-Aware Minimization
       <https://arxiv.org/abs/2509.02433>`_, 2025.
     """
-    check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
+    checks.check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
 
     _check_seed(seed)
     impl = _key_impl(seed)
 
     def init() -> BernoulliState:
-        if is_key(seed):
+        if checks.is_key(seed):
             key = jax.random.key_data(seed)
         elif jnp.ndim(seed):
             key = jnp.array(seed)
@@ -184,23 +178,24 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
 
 
 def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Gate:
-    """Ascend where the gradient is large for its history: the gate of AE-SAM.
+    """Ascend if the gradient is large compared with its history: the gate of AE-SAM.
 
     R_t = 1 if ‖g_t‖² >= μ_t + c σ_t, with the moving averages
     μ_t = δ μ_{t−1} + (1 − δ) ‖g_t‖² and σ²_t = δ σ²_{t−1} + (1 − δ) (‖g_t‖² − μ_t)²,
     which start at zero. SAM differs from plain training mainly on batches on which the
     loss is steep.
 
-    One bad step does not close the gate for long: a gradient that is not finite leaves
-    the averages as they are, and does not ascend; one above ten times the root mean
-    square of those before it ascends, and counts as twice that root mean square, so
-    that the averages still follow gradients that stay large.
+    One bad step does not close the gate for long. A non-finite gradient does not ascend
+    and leaves the averages unchanged. A gradient above ten times the root mean square
+    of its predecessors ascends and counts as twice that, so that the averages follow
+    gradients that stay large.
 
     Args:
-      threshold: c, how many deviations above the mean a gradient has to be: a finite
+      threshold: number c of deviations above the mean at which a step ascends: a finite
         number, a schedule of the step, or a traced scalar. The authors let it fall
-        linearly from 1 to −1 over the training, ``optax.linear_schedule(1.0, -1.0,
-        num_steps)``: few ascents at first, most of them at the end.
+        linearly from 1 to −1 over the training,
+        ``optax.linear_schedule(1.0, -1.0, num_steps)``: few ascents at first, most of
+        them at the end.
       decay: δ of both averages, in [0, 1): a number, a schedule, or traced.
 
     Raises:
@@ -211,8 +206,10 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
       Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
       <https://arxiv.org/abs/2304.14647>`_, 2023.
     """
-    check_hyperparameter("threshold", threshold, "a finite number", math.isfinite)
-    check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_hyperparameter(
+        "threshold", threshold, "a finite number", math.isfinite
+    )
+    checks.check_hyperparameter("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init() -> AdaptiveState:
         scalars = [numerics.state_scalar() for _ in range(3)]
@@ -279,7 +276,7 @@ def _or_one(divisor: jax.Array) -> jax.Array:
 
 def _check_seed(seed: Any) -> None:
     is_array = isinstance(seed, jax.Array | np.ndarray)
-    if is_array and (is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
+    if is_array and (checks.is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
         return
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise ValueError(
@@ -290,7 +287,7 @@ def _check_seed(seed: Any) -> None:
 
 def _key_impl(seed: int | jax.Array) -> Any:
     """The implementation of a key, which raw words have by their number."""
-    if is_key(seed):
+    if checks.is_key(seed):
         return jax.random.key_impl(seed)
     default = jax.random.key_data(jax.random.key(0)).shape
     if jnp.ndim(seed) == 0 or jnp.shape(seed)[-1:] == default:

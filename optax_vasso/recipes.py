@@ -6,9 +6,9 @@ is involved. The argument ``mask`` chooses the leaves that are perturbed, as in
 :func:`optax_vasso.ascent.masked_ascent`; by default they are those that the optimizer
 trains, as :func:`optax_vasso.ascent.trained_by` finds them.
 
-First come the methods of two gradients per step or of a share of a second one, then
-those of one. Between the steps of the latter the loop's parameters are perturbed:
-evaluate :func:`optax_vasso.eval_params`.
+Methods that take a second gradient on all or some steps come first, then those of one
+gradient per step, during whose training the loop's parameters are perturbed: evaluate
+:func:`optax_vasso.eval_params`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_vasso import gate
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_number,
-    check_transformation,
-)
+from optax_vasso._internal import checks
+from optax_vasso._internal.checks import Hyperparameter
 from optax_vasso.ascent.guard import automatic_ascent
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import Mask, masked_ascent
@@ -33,24 +30,6 @@ from optax_vasso.ascent.trained import trained_by
 from optax_vasso.descent import decoupled_descent, gsam_descent, looksam_descent
 from optax_vasso.steps.one_gradient import lagged
 from optax_vasso.steps.two_gradients import sharpness_aware
-
-__all__ = [
-    "ae_sam",
-    "asam",
-    "auto_lagged_vasso",
-    "auto_vasso",
-    "evasso",
-    "fisher_sam",
-    "friendly_sam",
-    "gsam",
-    "lagged_vasso",
-    "looksam",
-    "momentum_sam",
-    "sam",
-    "single_step_sam",
-    "vasso",
-    "wsam",
-]
 
 
 def sam(
@@ -204,7 +183,7 @@ def friendly_sam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      sigma: share of the average that is taken away, as in :func:`friendly_noise`.
+      sigma: share of the average to subtract, as in :func:`friendly_noise`.
       lmbda: decay of the average, in [0, 1).
       accumulator_dtype: dtype of the average; by default that of the parameters.
       mask: which leaves are perturbed; by default those that are trained.
@@ -232,12 +211,12 @@ def asam(
     rescaled: Mask | None = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM in proportion to the weights: ε = ρ T² g/‖T g‖, T = abs(x) + η.
+    """SAM scaled by the size of each weight: ε = ρ T² g/‖T g‖, T = abs(x) + η.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      eta: what is added to abs(x), >= 0, as in :func:`asam_perturb`.
+      eta: offset added to abs(x), >= 0, as in :func:`asam_perturb`.
       rescaled: which leaves have T = abs(x) + η; by default all. T = 1 elsewhere.
       mask: which leaves are perturbed; by default those that are trained.
 
@@ -288,7 +267,7 @@ def gsam(
     alpha: Hyperparameter = 0.3,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM that also descends the surrogate gap.
+    """SAM that also minimizes the surrogate gap f(x + ε) − f(x).
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
@@ -319,18 +298,19 @@ def wsam(
     gamma: Hyperparameter = 0.9,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM with its sharpness weighed as a regularization term: weighted SAM.
+    """Weighted SAM: sharpness as a weighted regularization term.
 
-    As its authors run it: the base optimizer steps along the clean gradient g_c, and
-    −η γ/(1 − γ) (g_p − g_c) is added to its step, so that momentum and scaling do not
-    see the sharpness (:func:`~optax_vasso.descent.decoupled_descent`). For the coupled
-    form chain :func:`~optax_vasso.descent.weighted_descent` before the optimizer.
+    The authors' decoupled form: the base optimizer steps along the clean gradient g_c,
+    and −η γ/(1 − γ) (g_p − g_c) is added to its step, so that momentum and scaling do
+    not see the sharpness (:func:`~optax_vasso.descent.decoupled_descent`). For the
+    coupled form chain :func:`~optax_vasso.descent.weighted_descent` before the
+    optimizer.
 
     Args:
       optimizer: any Optax optimizer; it sees the clean gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      learning_rate: η, that of the optimizer, >= 0: a number, a schedule of the step,
-        or a traced scalar.
+      learning_rate: learning rate η of the optimizer, >= 0: a number, a schedule of the
+        step, or a traced scalar.
       gamma: weight of the sharpness, in [0, 1); with 1/2, and an optimizer that is
         plain SGD, it is SAM.
       mask: which leaves are perturbed; by default those that are trained.
@@ -357,14 +337,14 @@ def looksam(
     k: int = 5,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM every k steps, its slow component reused between: 1 + 1/k gradients per step.
+    """SAM every k steps, reusing its slow component: 1 + 1/k gradients per step.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
       alpha: weight of the reused component, >= 0, as in
         :func:`~optax_vasso.descent.looksam_descent`.
-      k: the period of the ascent in steps, >= 1.
+      k: number of steps from one ascent to the next, >= 1.
       mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
@@ -409,7 +389,7 @@ def ae_sam(
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
-      threshold: deviations above the mean from which on a step ascends, as in
+      threshold: number of deviations above the mean at which a step ascends, as in
         :func:`optax_vasso.gate.adaptive`; the authors let it fall from 1 to −1.
       decay: decay of the running mean and deviation, in [0, 1).
       mask: which leaves are perturbed; by default those that are trained.
@@ -440,11 +420,11 @@ def auto_vasso(
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO with a radius that needs no search.
 
-    The radius follows what the model has learned
-    (:func:`~optax_vasso.ascent.collapse_guard` without patience): it grows from none at
-    the loss of guessing L to ``rho`` at 0.85 L. So one large ``rho`` serves for many
-    tasks: where labels are so noisy that the loss hardly falls, or the learning rate so
-    high that training is near collapse, it is shorter.
+    The radius is zero while the loss is ``ceiling``, that of a constant prediction, and
+    grows to ``rho`` as the loss falls to 0.85 ``ceiling``
+    (:func:`~optax_vasso.ascent.collapse_guard` without patience). So one large ``rho``
+    serves many tasks: the radius stays small if labels are so noisy that the loss
+    hardly falls, or if the learning rate is so high that training nearly collapses.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
@@ -490,12 +470,12 @@ def lagged_vasso(
     """VaSSO at one gradient per step; see :func:`optax_vasso.lagged`.
 
     ε_t = ρ d_t/‖d_t‖ with d_t = (1 − θ) d_{t−1} + θ g_t, where g_t is the gradient at
-    x_t + ε_{t−1}. With θ = 1 it is :func:`single_step_sam`. With θ = 1 − μ, in front of
-    SGD with the momentum μ, the perturbation points along the momentum, that is, along
-    the last step backwards, as in PSATT; :func:`momentum_sam` has the opposite sign.
-    Here θ is a hyperparameter of its own, whatever the base optimizer averages.
+    x_t + ε_{t−1}. With θ = 1 it is :func:`single_step_sam`. With θ = 1 − μ around SGD
+    with the momentum μ, the perturbation points against the last step, as in PSATT;
+    :func:`momentum_sam` has the opposite sign. θ is independent of the averages in the
+    base optimizer.
 
-    Between steps the loop's parameters are perturbed: evaluate
+    During training the loop's parameters are perturbed: evaluate
     :func:`optax_vasso.eval_params`.
 
     Args:
@@ -537,18 +517,17 @@ def momentum_sam(
 ) -> optax.GradientTransformationExtraArgs:
     """SAM against the momentum: ε_t = −ρ v_t/‖v_t‖, v_t = μ v_{t−1} + g_t.
 
-    **The sign is minus**: the perturbation points where the optimizer is heading, as in
-    Nesterov's method, and not back to where it came from. The authors observe that the
-    loss rises in this direction, because steps overshoot. For :func:`optax.adamw`, μ is
-    its ``b1``: the direction of its average is the same. (The authors add weight decay
-    to the gradient at the perturbed point, and it enters v; here it is whatever the
-    base optimizer does at x_t.)
+    **The sign is negative**: the perturbation points where the optimizer is heading, as
+    in Nesterov's method. The authors observe that the loss rises in this direction,
+    because steps overshoot. For :func:`optax.adamw`, μ is its ``b1``. (The authors'
+    weight decay acts at the perturbed point and enters v; here it acts at x_t.)
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar. The
         authors use about 3, ten times a good radius of SAM.
-      momentum: μ, in [0, 1): the momentum of the base optimizer, for their method.
+      momentum: decay μ of the average, in [0, 1); the authors use the momentum of the
+        base optimizer.
       mask: which leaves are perturbed; by default those that are trained.
 
     Returns:
@@ -571,7 +550,7 @@ def momentum_sam(
       Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational
       Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    check_number("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_number("momentum", momentum, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def theta(step: jax.Array) -> jax.Array:
         """The weights with which vasso_ema is v_t over the sum of its weights."""
@@ -620,9 +599,9 @@ def auto_lagged_vasso(
 ) -> optax.GradientTransformationExtraArgs:
     """VaSSO at one gradient per step, with a radius that needs no search.
 
-    What :func:`auto_vasso` is to :func:`vasso`, this is to :func:`lagged_vasso`. The
-    perturbation, which the guard may shorten to zero, cannot carry the average, so the
-    state has two buffers like the parameters.
+    The lagged form of :func:`auto_vasso`. The guard may shorten the perturbation to
+    zero, so the average needs its own buffer, and the state holds two copies of the
+    parameters.
 
     Args:
       optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
@@ -659,5 +638,5 @@ def _descending(
     descent: optax.GradientTransformation, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
     """A descent before the base optimizer."""
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     return optax.chain(descent, optimizer)

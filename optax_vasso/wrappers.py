@@ -1,20 +1,15 @@
-"""Around a whole optimizer: non-finite batches and low precision."""
+"""Wrappers of a whole optimizer for non-finite batches and low precision."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_state,
-    check_transformation,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.extra_args import with_synonyms
 from optax_vasso._internal.trees import Report, clear_metrics, find_states
 from optax_vasso.steps.one_gradient import LaggedState
@@ -32,12 +27,12 @@ class SkipState(NamedTuple):
     """State of :func:`skip_nonfinite`.
 
     Attributes:
-      consecutive: steps skipped in a row until now, an int32 scalar.
-      total: steps skipped since the start, an int32 scalar.
+      consecutive: number of steps skipped in a row, an int32 scalar.
+      total: number of steps skipped since the start, an int32 scalar.
       loss_scale: the loss scale, ``()`` without one.
-      optimizer_state: the state of the optimizer, of the last step that was taken.
+      optimizer_state: the state of the optimizer after the last step not skipped.
       report: ``finite``, whether the last step was taken, a boolean scalar; and
-        ``skipped``, the total of those that were not.
+        ``skipped``, the total of skipped steps.
     """
 
     consecutive: jax.Array
@@ -56,16 +51,14 @@ def skip_nonfinite(
     loss, the clean gradient, the updates, and every number of the state that was
     finite, so an overflow in the perturbed pass is caught too. The update of a skipped
     step is zero, and no average, moment or counter inside changes;
-    :func:`optax_vasso.make_train_step` keeps the model state as well. The old averages
-    are kept until the perturbed pass is done, which takes one more copy of each average
-    of the ascent chain.
+    :func:`optax_vasso.make_train_step` keeps the model state as well. It needs one more
+    copy of each average of the ascent chain, until the perturbed pass is done.
 
     Args:
       optimizer: any optimizer, typically a sharpness-aware one.
       loss_scale: a loss scale with ``scale``, ``unscale`` and ``adjust``, as
         ``jmp.DynamicLossScale`` has them. :func:`optax_vasso.make_train_step` then
-        scales the loss of both passes by it, and it is lowered by a step that was
-        skipped.
+        scales the loss of both passes by it; a skipped step lowers it.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Of the extra arguments, which
@@ -92,7 +85,7 @@ def skip_nonfinite(
       >>> print(updates, *state.report.metrics.values())
       [0. 0.] False 1
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     methods = ("scale", "unscale", "adjust")
     if loss_scale != () and not all(hasattr(loss_scale, name) for name in methods):
         raise ValueError(
@@ -118,8 +111,7 @@ def skip_nonfinite(
     def update_fn(
         updates: PyTree, state: SkipState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipState]:
-        require_params(params, "skip_nonfinite")
-        check_state(state, SkipState, "skip_nonfinite")
+        checks.check_update(state, SkipState, params, "skip_nonfinite")
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
@@ -142,8 +134,10 @@ def skip_nonfinite(
                     if state.loss_scale != ()
                     else state.loss_scale
                 ),
-                optimizer_state=_where(
-                    finite, optimizer_state, clear_metrics(state.optimizer_state)
+                optimizer_state=numerics.map_updates(
+                    functools.partial(jnp.where, finite),
+                    optimizer_state,
+                    clear_metrics(state.optimizer_state),
                 ),
                 report=Report({"finite": finite, "skipped": state.total + skipped}),
             ),
@@ -155,19 +149,19 @@ def skip_nonfinite(
 def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
     """Raise an error if too many steps in a row were skipped.
 
-    Call it outside of :func:`jax.jit`, where the metrics are read: it waits for the
-    step.
+    Call it outside of :func:`jax.jit`, where you read the metrics: it blocks until the
+    step has finished.
 
     Args:
       state: a train state or an optimizer state with :func:`skip_nonfinite` in it.
-      max_consecutive: how many steps in a row may be skipped, >= 0.
+      max_consecutive: largest number of steps in a row that may be skipped, >= 0.
 
     Raises:
       FloatingPointError: if more than ``max_consecutive`` steps in a row were skipped.
       ValueError: if max_consecutive is not an integer >= 0, nothing in the state skips
         steps, or the state is being traced and has no values yet.
     """
-    check_integer("max_consecutive", max_consecutive, 0)
+    checks.check_integer("max_consecutive", max_consecutive, 0)
     found = find_states(state, SkipState)
     if not found:
         raise ValueError(
@@ -186,8 +180,8 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
             raise FloatingPointError(
                 f"The last {consecutive} batches gave a loss or gradients that are not "
                 f"finite, more than the {max_consecutive} allowed in a row "
-                f"({int(jnp.max(skip.total))} since the start). The "
-                "parameters are those before them: look at the data, or lower the "
+                f"({int(jnp.max(skip.total))} since the start). They changed no "
+                "parameters: look at the data, or lower the "
                 "learning rate or rho."
             )
 
@@ -208,33 +202,20 @@ def _stays_finite(old: PyTree, new: PyTree) -> jax.Array:
     Some states hold an infinity from the start, as the best value so far of
     :func:`optax.contrib.reduce_on_plateau`; that is no overflow.
     """
-    verdicts = jax.tree.map(
+    verdicts = numerics.map_updates(
         lambda after, before: (
             jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
-            if after is not None and jnp.issubdtype(after.dtype, jnp.inexact)
+            if jnp.issubdtype(after.dtype, jnp.inexact)
             else None
         ),
         new,
         old,
-        is_leaf=lambda leaf: leaf is None,
     )
     return _all(jax.tree.leaves(verdicts))
 
 
 def _all(verdicts: list[jax.Array]) -> jax.Array:
     return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
-
-
-def _where(finite: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The new state or the old one; Optax's may hold None where an update was None."""
-    return jax.tree.map(
-        lambda after, before: (
-            None if after is None else jnp.where(finite, after, before)
-        ),
-        new,
-        old,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def in_float32(
@@ -244,13 +225,12 @@ def in_float32(
 
     For parameters in bfloat16 or float16: x + ε is formed in float32, ``grad_fn`` gets
     it in float32, and averages and moments are kept in float32. The model has to
-    compute with what it is given: a layer that casts its weights to bfloat16 rounds
-    the perturbation away again. Updates come back in the dtypes of the parameters,
-    as :func:`optax.apply_updates` adds them.
+    compute in that precision: a layer that casts its weights to bfloat16 rounds the
+    perturbation away again. Updates come back in the dtypes of the parameters, as
+    :func:`optax.apply_updates` adds them.
 
-    A lagged optimizer keeps x_t in float32 by itself, which no wrapper can do for it:
-    there only the base optimizer is wrapped, as in
-    ``lagged_vasso(in_float32(optimizer))``.
+    A lagged optimizer keeps x_t in float32 by itself: wrap only its base optimizer, as
+    in ``lagged_vasso(in_float32(optimizer))``.
 
     Args:
       optimizer: any optimizer but a lagged one, typically a sharpness-aware one.
@@ -280,15 +260,15 @@ def in_float32(
       [0 0 0 0]
       [0.5 0.5 0.5 0.5]
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> optax.OptState:
         state = optimizer.init(_widen(params))
         if find_states(state, LaggedState):
             raise ValueError(
-                "optimizer is lagged, and the float32 parameters that it would be "
-                "given end with the step: wrap its base optimizer instead, as in "
+                "in_float32 cannot wrap a lagged optimizer, because its float32 copies "
+                "are lost after each step: wrap the base optimizer instead, as in "
                 "lagged_vasso(in_float32(optimizer))."
             )
         return state
@@ -299,17 +279,15 @@ def in_float32(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
-        require_params(params, "in_float32")
+        checks.require_params(params, "in_float32")
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )
-        return _cast_to_params(new_updates, params), state
+        return numerics.map_updates(
+            lambda u, x: u.astype(x.dtype), new_updates, params
+        ), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _cast_to_params(updates: PyTree, params: PyTree) -> PyTree:
-    return numerics.map_updates(lambda u, x: u.astype(x.dtype), updates, params)
 
 
 def _widen(tree: PyTree) -> PyTree:

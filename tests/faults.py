@@ -216,7 +216,7 @@ def restores_without_files(folder):
 
         handler.restore = with_few_files
         checkpoint._RETRIES = ()
-        with refused("cannot be read at present"):
+        with refused("cannot be read now"):
             restored(store)
         handler.restore = read
         assert restored(store) == (2, False)

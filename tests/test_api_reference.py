@@ -11,6 +11,7 @@ import optax_vasso
 from optax_vasso import (
     ascent,
     descent,
+    factors,
     gate,
     metrics,
     sharpness,
@@ -30,6 +31,7 @@ MODULES = (
     ascent,
     checkpoint,
     descent,
+    factors,
     gate,
     metrics,
     sharpness,

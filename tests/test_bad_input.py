@@ -434,7 +434,7 @@ MISTAKES = {
     ),
     "track without a measure": (
         lambda: ov.metrics.track(0.1),
-        "a measure must be a function of what was Seen, or a Measure, got 0.1",
+        "a measure must be a function of a Seen, or a Measure, got 0.1",
     ),
     "two measures of one name": (
         lambda: ov.metrics.track(ov.metrics.cosine, ov.metrics.cosine),
@@ -446,7 +446,7 @@ MISTAKES = {
     ),
     "in_float32 around lagged": (
         lambda: ov.wrappers.in_float32(LAGGED).init(PARAMS),
-        "optimizer is lagged, and the float32 parameters that it would be given end",
+        "in_float32 cannot wrap a lagged optimizer, because its float32 copies are",
     ),
     "a number for a loss scale": (
         lambda: ov.wrappers.skip_nonfinite(SAM, loss_scale=1024.0),

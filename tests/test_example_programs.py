@@ -21,6 +21,7 @@ NAMES = [
     "flax_linen",
     "flax_nnx",
     "haiku_model",
+    "lora",
     "measure_flatness",
     "one_gradient",
     "optax_loop",
@@ -87,6 +88,7 @@ def test_a_bad_number_is_refused_in_a_sentence(name, options, capsys):
         ("equinox_model", 40),
         ("flax_linen", 40),
         ("flax_nnx", 40),
+        ("lora", 20),
         ("one_gradient", 20),
         ("optax_loop", 40),
     ],
@@ -98,6 +100,28 @@ def test_a_network_learns_the_digits(name, gradients, capsys):
     assert figure("test accuracy", printed) > 0.5
     if name == "one_gradient":
         assert figure("norm of the perturbation", printed) == 0.1
+    if name == "lora":  # two moments and ε for each adapter, and a few counters
+        assert "2344 weights trained, 19210 frozen" in printed
+        assert "3.00 numbers kept for each" in printed
+        assert figure("test accuracy", printed) > figure("accuracy before", printed)
+
+
+def test_what_is_exported_has_the_clean_adapters_in_its_weights():
+    from flax import nnx
+
+    example = load("lora")
+    images, labels = batch()
+    network = example.Network(nnx.Rngs(0))
+    tx = ov.lagged_vasso(optax.sgd(0.1), rho=0.5)
+    optimizer = nnx.Optimizer(network, tx, wrt=nnx.LoRAParam)
+    for _ in range(2):  # the second step perturbs both factors
+        example.train_step(network, optimizer, images, labels, nnx.LoRAParam)
+    exported = example.merged(network, optimizer)
+    perturbed = network(images)
+    adapters = nnx.state(network, nnx.LoRAParam)
+    nnx.update(network, ov.eval_params(optimizer.opt_state, adapters))
+    assert not np.allclose(exported(images), perturbed, atol=1e-2)
+    np.testing.assert_allclose(exported(images), network(images), rtol=1e-4, atol=1e-5)
 
 
 def test_haiku_takes_the_second_gradient_on_some_steps(capsys):

@@ -251,7 +251,7 @@ def test_partition_and_masked_cannot_stand_around_two_gradients(recipe, around):
         optimizer = optax.partition(groups, lambda p: label(p, ["norm"]))
     else:
         optimizer = optax.masked(optimizer, lambda p: label_is(p, "norm"))
-    with pytest.raises(ValueError, match="choose what is perturbed by mask="):
+    with pytest.raises(ValueError, match="choose the perturbed leaves by mask="):
         update_once(optimizer)
 
 

@@ -12,6 +12,7 @@ ROOMS = (
     "recipes",
     "metrics",
     "wrappers",
+    "factors",
     "steps",
     "descent",
     "gate",

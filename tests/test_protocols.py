@@ -124,7 +124,7 @@ def test_a_report_is_found_in_any_state():
     ],
 )
 def test_two_metrics_of_one_name_are_refused(optimizer):
-    with pytest.raises(ValueError, match=r"two metrics of this train step are called"):
+    with pytest.raises(ValueError, match="two metrics of this train step have the"):
         metrics_of(optimizer)
 
 

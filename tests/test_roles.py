@@ -315,11 +315,11 @@ CALLS = {
     # metrics
     "a mean of what has a state": (
         lambda: metrics.running_mean(metrics.stability),
-        "measure must be a function of what was Seen, got a Measure: a Measure has its",
+        "measure must be a function of a Seen, got a Measure: a Measure has its",
     ),
     "a mean of a number": (
         lambda: metrics.running_mean(0.9),
-        "measure must be a function of what was Seen, got a float",
+        "measure must be a function of a Seen, got a float",
     ),
     "check_uphill under jit": (
         lambda: jax.jit(metrics.check_uphill)(TRACKED.init(PARAMS)),

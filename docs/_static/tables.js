@@ -1,11 +1,13 @@
-// A number keeps its error and its unit: "98.3 ± 0.1" and "+1.2 %" never break.
+// A number keeps its error and its unit: "98.3 ± 0.1", "+1.2 %" and dates never break.
 const NUMBER = /[+−-]?\d[\d,.]*(?:\s?(?:±|×|to)\s?\d[\d,.]*)*(?:\s?%)?/g;
 function joinNumbers() {
   for (const cell of document.querySelectorAll("article table.docutils :is(td, th)")) {
     const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const text = walker.currentNode;
-      text.data = text.data.replace(NUMBER, (found) => found.replace(/\s/g, "\u00a0"));
+      text.data = text.data
+        .replace(NUMBER, (found) => found.replace(/\s/g, "\u00a0"))
+        .replace(/\d{4}-\d\d-\d\d/g, (date) => date.replaceAll("-", "\u2011"));
     }
   }
 }

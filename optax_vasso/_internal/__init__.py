@@ -1,1 +1,1 @@
-"""What the rooms share: numerics, checks, and ways to find things in trees."""
+"""Shared by all packages: numerics, checks, and ways to find things in trees."""

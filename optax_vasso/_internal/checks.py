@@ -1,4 +1,4 @@
-"""Hyperparameters and trees that come in: what they are, and checks that say so.
+"""Checks of hyperparameters and trees.
 
 Each check names the argument, the value and the remedy. A schedule and a traced array
 have no value yet, so they pass.
@@ -34,7 +34,7 @@ def check_number(
     allowed: str,
     is_allowed: Callable[[Any], bool],
 ) -> None:
-    """The same for what takes no schedule.
+    """The same for an argument that cannot be a schedule.
 
     The number has to be allowed as it will be computed with, too: in float32 1e-40 is
     zero, 1e39 infinite and 1 − 1e-9 one.
@@ -143,7 +143,7 @@ def check_accumulator_dtype(dtype: Any) -> None:
 
 
 def check_transformation(name: str, value: Any) -> None:
-    """Raise a ValueError for what is no gradient transformation."""
+    """Raise a ValueError if ``value`` is no gradient transformation."""
     if callable(getattr(value, "init", None)) and callable(
         getattr(value, "update", None)
     ):
@@ -186,8 +186,8 @@ def check_params(params: PyTree) -> None:
 def check_leaves(params: PyTree) -> None:
     """Raise a ValueError for a tree without leaves, or with a function for a leaf.
 
-    Masked nodes and ``None`` count as leaves that somebody left out on purpose, and
-    the placeholder of :func:`optax.tree.map_params` is neither a container nor empty.
+    Masked nodes and ``None`` count as leaves left out on purpose, and the placeholder
+    of :func:`optax.tree.map_params` is neither a container nor empty.
     """
     leaves = jax.tree.leaves_with_path(params, is_leaf=is_left_out)
     if not leaves and isinstance(params, (dict, list, tuple)):
@@ -221,7 +221,7 @@ def check_inexact(perturbed: PyTree) -> None:
 
 
 def is_left_out(node: Any) -> bool:
-    """Whether somebody left a leaf out on purpose: None, or a masked node."""
+    """Whether a leaf was left out on purpose: None, or a masked node."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
@@ -268,7 +268,7 @@ def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
 
 
 def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
-    """A boolean for each parameter, from what :func:`optax.masked` takes as a mask.
+    """A boolean for each parameter, from a mask in any form of :func:`optax.masked`.
 
     Raises a ValueError if the mask is neither a tree like ``params`` nor a prefix.
     """
@@ -324,6 +324,12 @@ def require_params(params: PyTree, where: str) -> None:
         raise ValueError(
             f"{where} needs params, got None: call update(grads, state, params)."
         )
+
+
+def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
+    """:func:`require_params` and :func:`check_state`, as most updates begin."""
+    require_params(params, where)
+    check_state(state, kind, where)
 
 
 def tree_difference(tree: PyTree, expected: PyTree) -> str:

@@ -1,4 +1,4 @@
-"""What a saved state is: its configuration, its types, and a digest of its arrays."""
+"""The description of a saved state: configuration, types, and digests of arrays."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def unsealed(found: dict[str, Any]) -> dict[str, Any]:
     """The description that was sealed; a ValueError or KeyError if it was changed."""
     description = found["description"]
     if found["sha256"] != sealed(description)["sha256"]:
-        raise ValueError("its description is not as it was")
+        raise ValueError("its description was changed")
     return description
 
 
@@ -92,7 +92,7 @@ def digests(arrays: dict[str, jax.Array]) -> dict[str, int]:
 
 
 def describe(state: PyTree, config: dict[str, Any]) -> dict[str, Any]:
-    """What a state is but for its values: the types of its nodes, arrays and versions.
+    """A state without its values: the types of its nodes, arrays and versions.
 
     Types by their names alone, since a class may move to another module.
     """
@@ -116,8 +116,8 @@ def check_same(found: Any, wanted: Any, folder: Any) -> None:
         raise ValueError(
             f"the checkpoint {folder} has format {found.get('format', 1)}, written by "
             f"optax_vasso {found.get('library', 'before 0.1.0')}, and optax_vasso "
-            f"{wanted['library']} reads format {FORMAT}: go on with the version that "
-            "wrote it, or choose another directory."
+            f"{wanted['library']} reads format {FORMAT}: finish the run with the "
+            "version that wrote it, or choose another directory."
         )
     absent = "nothing"
     for part, what in (("config", "configuration"), ("tree", "state")):
@@ -131,8 +131,8 @@ def check_same(found: Any, wanted: Any, folder: Any) -> None:
             shown = "; ".join(different[:5])
             more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
             raise ValueError(
-                f"the checkpoint {folder} is of another {what} ({shown}{more}): go on "
-                "with the same, or choose another directory."
+                f"the checkpoint {folder} is of another {what} ({shown}{more}): use "
+                "the same, or choose another directory."
             )
 
 

@@ -1,7 +1,8 @@
 """Extra arguments of ``update``: Optax passes all of them to every transformation.
 
 A line search is the exception: it passes unknown arguments to ``value_fn``, and raises
-if it does not accept them. So who adds an argument lets ``value_fn`` ignore it.
+if it does not accept them. So a wrapper that adds an argument lets ``value_fn`` ignore
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def with_synonyms(extra_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def passing(extra_args: dict[str, Any], **added: Any) -> dict[str, Any]:
-    """The arguments and those that we add; a line search does not mind the latter."""
+    """The arguments and additional ones, which a line search ignores."""
     everything = extra_args | added
     if extra_args.get("value_fn") is not None:
         everything["value_fn"] = _ignoring(extra_args["value_fn"], added)
@@ -69,6 +70,19 @@ def gradient_fn(grad_fn: Any, extra_args: dict[str, Any]) -> Any:
         return value, jax.tree.map(jnp.conj, grads)
 
     return value_and_grad
+
+
+def required_gradient_fn(name: str, grad_fn: Any, extra_args: dict[str, Any]) -> Any:
+    """:func:`gradient_fn`, or a ValueError in place of None."""
+    grad_fn = gradient_fn(grad_fn, extra_args)
+    if grad_fn is None:
+        raise ValueError(
+            f"{name} takes a second gradient and needs grad_fn, got None: call "
+            "update(grads, state, params, grad_fn=grad_fn) with grad_fn(params) -> "
+            "grads (Flax's apply_gradients and MultiSteps.gradient_transformation() "
+            "drop it: call tx.update), or use lagged, which needs none."
+        )
+    return grad_fn
 
 
 def _ignoring(value_fn: ValueFn, names: Iterable[str]) -> ValueFn:

@@ -1,4 +1,4 @@
-"""A directory that one process at a time has open, until it ends however it ends."""
+"""Lock a directory for one process until it ends, normally or not."""
 
 from __future__ import annotations
 

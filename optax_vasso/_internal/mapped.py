@@ -1,4 +1,4 @@
-"""Mapped axes, and on which of them a value differs from device to device.
+"""Mapped axes, and over which of them a value differs between devices.
 
 Inside :func:`jax.shard_map` JAX tracks this in the type of a value: it *varies* over an
 axis, or is *invariant*. Under :func:`jax.vmap`, :func:`jax.pmap` and
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from optax_vasso._internal import numerics
 
 PyTree = Any
 AxisName = str | tuple[str, ...]
@@ -43,12 +45,9 @@ def vary_like(tree: PyTree, like: PyTree) -> PyTree:
 
     A state keeps its types from step to step by it, where a constant has come in.
     """
-    return jax.tree.map(
-        # Optax's states may hold None where an update was None.
-        lambda leaf, other: None if leaf is None else _vary(leaf, _axes(other)),
-        tree,
-        like,
-        is_leaf=lambda leaf: leaf is None,
+    # Optax's states may hold None where an update was None.
+    return numerics.map_updates(
+        lambda leaf, other: _vary(leaf, _axes(other)), tree, like
     )
 
 

@@ -8,7 +8,6 @@ XLA flushes them to zero.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -79,12 +78,7 @@ def finite_or(newest: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:
-    """Cast each leaf of ``tree`` to the dtype of the same leaf of ``target``."""
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, target)
-
-
-def fill_none(tree: PyTree, target: PyTree) -> PyTree:
-    """:func:`cast_like`, and the leaf of ``target`` where that of ``tree`` is None."""
+    """Each leaf of ``tree`` in the dtype of that of ``target``, or this for None."""
     return jax.tree.map(
         lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
         tree,
@@ -217,7 +211,7 @@ def without(a: PyTree, b: PyTree, scalars: tuple[jax.Array, ...]) -> PyTree:
     return jax.tree.map(rest, a, b)
 
 
-def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
+def add_scaled(tree: PyTree, weight: jax.typing.ArrayLike, other: PyTree) -> PyTree:
     """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
     dtype = accumulation_dtype(tree, other)
     return map_updates(
@@ -227,6 +221,11 @@ def add_scaled(tree: PyTree, weight: jax.Array, other: PyTree) -> PyTree:
         tree,
         other,
     )
+
+
+def difference(a: PyTree, b: PyTree) -> PyTree:
+    """The tree a − b in float32 or wider, since it may leave the range of float16."""
+    return map_updates(jnp.subtract, *map(widen_tree, (a, b)))
 
 
 @jax.custom_jvp
@@ -296,15 +295,6 @@ def _scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     return root, factor
 
 
-# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
-@functools.partial(jax.jit, inline=True)
-def _scaled_norm_beside(
-    tree: PyTree, beside: PyTree
-) -> tuple[jax.Array, jax.Array, PyTree]:
-    """The same, and a tree that passes through the loop."""
-    return _rescaled_norm(tree, beside)
-
-
 def _without_waiting(
     on_gpu: Callable[..., Any], elsewhere: Callable[..., Any], *args: Any
 ) -> Any:
@@ -321,7 +311,7 @@ def _without_waiting(
 
 @jax.custom_jvp
 def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-    """The same, with a derivative.
+    """The same and a tree that passes through the loop, with a derivative.
 
     The factor is one unless that sum of squares leaves the range in which it is exact:
     then a second pass is made with another. The first pass has no factor, so that XLA
@@ -392,6 +382,10 @@ def _rescaled_norm_jvp(primals: Any, tangents: Any) -> Any:
         jnp.zeros_like(factor),
         beside_tangent,
     )
+
+
+# Outside of jit a loop would be compiled anew at every call; inlined it is no call.
+_scaled_norm_beside = jax.jit(_rescaled_norm, inline=True)
 
 
 def _unit(

@@ -22,11 +22,7 @@ PyTree = Any
 
 
 class PathError(ValueError):
-    """Two trees differ; ``is_part`` if a leaf of the parameters has no counterpart."""
-
-    def __init__(self, difference: str, is_part: bool = False):
-        super().__init__(difference)
-        self.is_part = is_part
+    """Two trees differ."""
 
 
 def children(node: PyTree) -> dict[str, Any]:
@@ -46,6 +42,15 @@ def children(node: PyTree) -> dict[str, Any]:
         fields = dataclasses.fields(node)
         return {field.name: getattr(node, field.name) for field in fields}
     return {}
+
+
+def names_on(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names on the way to a leaf, without the ``value`` of NNX's and Flax's boxes.
+
+    Of a path as :func:`jax.tree.leaves_with_path` gives it.
+    """
+    found = tuple(map(_name, path))
+    return found[:-1] if found[1:] and found[-1] == "value" else found
 
 
 def nodes(tree: PyTree) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -107,7 +112,7 @@ def _pairs(numbered: Any, named: Any, path: str) -> Iterator[tuple[int, Any]]:
         if below is None and leaf is not None:
             raise PathError(f"nothing at {path}/{name}")
         if below is not None and name not in named:
-            raise PathError(f"an unknown leaf at {path}/{name}", is_part=True)
+            raise PathError(f"an unknown leaf at {path}/{name}")
         yield from _pairs(below, leaf, f"{path}/{name}")
 
 
@@ -130,7 +135,4 @@ def _size(leaves: list[Any]) -> int:
 
 
 def _name(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
+    return jax.tree_util.keystr((key,), simple=True)

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from optax_vasso._internal.checks import is_left_out
 
 PyTree = Any
 State = TypeVar("State")
 # Types of states, with those of their fields that belong to an ascent.
 _ASCENDING: dict[type, tuple[str, ...]] = {}
-# Types of states of what gives a perturbation its length.
-_PERTURBING: set[type] = set()
 
 
 class Report(NamedTuple):
@@ -32,6 +33,16 @@ class Report(NamedTuple):
     """
 
     metrics: dict[str, Any]
+
+
+def displaced(params: PyTree, perturbation: PyTree) -> PyTree:
+    """The sum x + ε in the dtypes of x, and x itself where there is no ε."""
+    return jax.tree.map(
+        lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
+        perturbation,
+        params,
+        is_leaf=is_left_out,
+    )
 
 
 class FollowsLoss:
@@ -51,18 +62,21 @@ def follows_loss(tree: PyTree) -> bool:
 
 def tell_loss(tree: PyTree, perturbed_loss: jax.Array) -> PyTree:
     """The tree after an ascent, with the perturbed loss told to all who follow it."""
-    return jax.tree.map(
-        lambda node: (
-            node.after(perturbed_loss) if isinstance(node, FollowsLoss) else node
-        ),
-        tree,
-        is_leaf=lambda node: isinstance(node, FollowsLoss),
-    )
+    return _map_states(lambda state: state.after(perturbed_loss), FollowsLoss, tree)
 
 
 def find_states(tree: PyTree, kind: type[State]) -> list[State]:
     """The states of one kind in a tree, outermost first, also those inside others."""
     return _find(tree, lambda node: isinstance(node, kind))
+
+
+def _map_states(function: Callable[[Any], Any], kind: type, tree: PyTree) -> PyTree:
+    """The tree with a function applied to the outermost states of one kind."""
+    return jax.tree.map(
+        lambda node: function(node) if isinstance(node, kind) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, kind),
+    )
 
 
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
@@ -72,7 +86,7 @@ def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """
     return merge_metrics(
         *(
-            {"/".join(map(_name, path)): leaf}
+            {jax.tree_util.keystr(path, simple=True, separator="/"): leaf}
             for report in find_states(tree, Report)
             for path, leaf in jax.tree.leaves_with_path(report.metrics)
         )
@@ -86,8 +100,8 @@ def merge_metrics(*parts: dict[str, Any]) -> dict[str, Any]:
         for name in part:
             if name in merged:
                 raise ValueError(
-                    f"two metrics of this train step are called {name!r}: name what "
-                    "you measure apart, as in track(other_name=measure)."
+                    f"two metrics of this train step have the name {name!r}: rename "
+                    "one of them, as in track(other_name=measure)."
                 )
         merged |= part
     return merged
@@ -95,11 +109,7 @@ def merge_metrics(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def map_metrics(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """The tree with a function applied to all metrics."""
-    return jax.tree.map(
-        lambda node: jax.tree.map(function, node) if _is_report(node) else node,
-        tree,
-        is_leaf=_is_report,
-    )
+    return _map_states(lambda report: jax.tree.map(function, report), Report, tree)
 
 
 def clear_metrics(tree: PyTree) -> PyTree:
@@ -121,17 +131,10 @@ def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
     return register
 
 
-def of_perturbation(kind: type[State]) -> type[State]:
-    """Register the state of what gives a perturbation its length.
-
-    Where one is in the place of the optimizer, the two were swapped.
-    """
-    _PERTURBING.add(kind)
-    return kind
-
-
 def map_ascent(
-    on_ascent: Callable[[Any], Any], on_rest: Callable[[Any], Any], tree: PyTree
+    tree: PyTree,
+    on_ascent: Callable[[Any], Any],
+    on_rest: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> PyTree:
     """Map one function over the leaves of :func:`of_ascent`, another over the rest."""
 
@@ -144,7 +147,7 @@ def map_ascent(
                 name: (
                     jax.tree.map(on_ascent, part)
                     if name in own
-                    else map_ascent(on_ascent, on_rest, part)
+                    else map_ascent(part, on_ascent, on_rest)
                 )
                 for name, part in node._asdict().items()
             }
@@ -153,12 +156,15 @@ def map_ascent(
     return jax.tree.map(at, tree, is_leaf=lambda node: type(node) in _ASCENDING)
 
 
-def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
-    """Raise a ValueError for states of a perturbed optimizer, or that were swapped."""
-    for name, state in {"ascent": ascent, "optimizer": optimizer}.items():
-        found = _find(
-            state, lambda node: "ascent_state" in _ASCENDING.get(type(node), ())
-        )
+def perturbed_states(tree: PyTree) -> list[Any]:
+    """The states of what perturbs the parameters, outermost first."""
+    return _find(tree, lambda node: "ascent_state" in _ASCENDING.get(type(node), ()))
+
+
+def check_not_nested(**states: PyTree) -> None:
+    """Raise a ValueError for the state of a perturbed optimizer in one of these."""
+    for name, state in states.items():
+        found = perturbed_states(state)
         if found:
             what = type(found[0]).__name__.removesuffix("State")
             raise ValueError(
@@ -166,20 +172,6 @@ def check_not_nested(ascent: PyTree, optimizer: PyTree) -> None:
                 "it cannot be perturbed again: pass a plain base optimizer and a plain "
                 "ascent chain."
             )
-    is_swapped = [
-        bool(_find(state, lambda node: type(node) in _PERTURBING))
-        for state in (ascent, optimizer)
-    ] == [False, True]
-    if is_swapped:
-        raise ValueError(
-            "optimizer contains a perturbation and ascent none, so that training would "
-            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
-            "sam_perturb(0.05))."
-        )
-
-
-def _is_report(node: Any) -> bool:
-    return isinstance(node, Report)
 
 
 def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:
@@ -192,7 +184,3 @@ def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:
 
     jax.tree.leaves(tree, is_leaf=collect)
     return found
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", key)))

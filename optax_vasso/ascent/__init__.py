@@ -2,8 +2,8 @@
 
 An ascent chain is any :class:`optax.GradientTransformation` whose output is *added* to
 the parameters: filters of the gradient first, then one perturbation that gives the
-direction its length. What selects parameters, finds a radius or guards training
-wraps a whole chain.
+direction its length. Transformations that select parameters, tune the radius or guard
+training wrap a whole chain.
 """
 
 from __future__ import annotations

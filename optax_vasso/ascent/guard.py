@@ -1,4 +1,4 @@
-"""A perturbation in proportion to what the model has learned."""
+"""A perturbation in proportion to how far the loss has fallen."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class CollapseGuardState(NamedTuple):
     Attributes:
       step: calls so far, an int32 scalar.
       loss: the moving average of the loss, a float32 (under x64 float64) scalar.
-      waited: calls since it was last below the margin, an int32 scalar.
+      waited: number of calls since the average was last below the margin, an int32
+        scalar.
       guarded_state: the state of the ascent chain that is guarded.
-      report: ``guard``, the share in [0, 1] of the perturbation that was let through,
-        a float32 (under x64 float64) scalar.
+      report: ``guard``, the factor in [0, 1] on the perturbation, a float32 (under x64
+        float64) scalar.
     """
 
     step: jax.Array
@@ -54,37 +55,36 @@ def collapse_guard(
     patience: int = 20,
     weight: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shorten the perturbation of a model that knows hardly more than a constant.
+    """Shorten the perturbation of a model no better than a constant prediction.
 
-    Training collapses where every prediction is the same, at the loss of the best
-    constant prediction: there a perturbation undoes whatever was learned. So follow the
-    loss by a moving average l_t. Where it has not been below ``(1 - margin) * ceiling``
-    for ``patience`` steps, multiply ε by::
+    A collapsed training stays at the loss of the best constant prediction, where a
+    perturbation undoes whatever is learned. So follow the loss by a moving average l_t.
+    If it has not been below ``(1 - margin) * ceiling`` for ``patience`` steps, multiply
+    ε by::
 
         clip((ceiling - l_t) / (margin * ceiling), 0, 1)
 
-    until it is. A loss that is not finite does not count, and one above ten ceilings
-    counts as ten. A training that learns within its first ``patience`` steps and does
-    not fall back is not changed at all. Without patience and with a wide margin, the
-    perturbation is in proportion to what the model has learned, as in
-    :func:`optax_vasso.auto_vasso`. The guard costs three scalars.
+    until it is. Non-finite losses are skipped, and a loss above ten ceilings counts as
+    ten. A training that learns within its first ``patience`` steps and does not fall
+    back is not changed. Without patience and with a wide margin, the perturbation is
+    proportional to how far the loss has fallen, as in :func:`optax_vasso.auto_vasso`.
+    The guard costs three scalars.
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
       ceiling: the loss of the best constant prediction, > 0: for cross-entropy log C
         with C classes that are equally frequent, else the entropy of their frequencies,
         both in nats. A number, a schedule of the step, or a traced scalar.
-      margin: how far below the ceiling all of ε is let through, as a share of the
-        ceiling, in (0, 1).
-      patience: for how many steps all of ε is let through nevertheless, an
-        integer >= 0.
-      weight: of the newest loss in the average, in (0, 1].
+      margin: fraction of the ceiling by which the loss must fall before ε is applied in
+        full, in (0, 1).
+      patience: number of steps above the margin before ε is shortened, an integer >= 0.
+      weight: weight of the newest loss in the average, in (0, 1].
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose ``update`` needs the loss
-      as the extra argument ``value``: :func:`optax_vasso.make_train_step` passes it. Of
-      a lagged optimizer that is the perturbed loss. Its state reports ``guard`` among
-      the metrics.
+      as the extra argument ``value``: :func:`optax_vasso.make_train_step` passes it.
+      With a lagged optimizer it is the perturbed loss. Its state reports ``guard``
+      among the metrics.
 
     Raises:
       ValueError: if ascent is no transformation or a number is out of its range; at
@@ -92,7 +92,7 @@ def collapse_guard(
         ``value`` is missing or no scalar.
 
     Examples:
-      The second step near the loss of guessing is one too many here:
+      The second step near the ceiling exhausts the patience:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import sam_perturb

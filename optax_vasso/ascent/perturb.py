@@ -1,4 +1,4 @@
-"""Direction → perturbation: what stands last in an ascent chain.
+"""Direction → perturbation: the last part of an ascent chain.
 
 An ascent chain is any :class:`optax.GradientTransformation` whose output is *added*
 to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
@@ -7,7 +7,7 @@ to the parameters: filters first (:func:`vasso_ema`, :func:`friendly_noise`,
 
 A filter has to keep the sign of the gradient, as :func:`optax.trace` and ``scale_by_*``
 do. An optimizer, such as :func:`optax.adam` or :func:`optax.contrib.muon`, returns a
-descent step and needs ``optax.scale(-1.0)`` behind it, or the perturbation lowers the
+descent step and needs ``optax.scale(-1.0)`` after it, or the perturbation lowers the
 loss: the ``cosine`` of :func:`optax_vasso.metrics.track` is then negative.
 """
 
@@ -20,26 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    broadcast_mask,
-    check_mask,
-    check_not_negative,
-    check_number,
-    check_params,
-    check_state,
-    check_structure,
-    require_params,
-    value_at,
-)
-from optax_vasso._internal.trees import of_perturbation
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
+from optax_vasso._internal.trees import find_states
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 
 
-@of_perturbation
 class PerturbState(NamedTuple):
     """State of a perturbation: the step at which a schedule of rho is read.
 
@@ -51,7 +39,7 @@ class PerturbState(NamedTuple):
 
 
 def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransformation:
-    """Give a direction the length ρ: the perturbation of SAM.
+    """Scale a direction to the length ρ: the perturbation of SAM.
 
     ε = ρ d/‖d‖₂ with the norm over the whole tree. For another order p,
     ε = ρ sign(d) abs(d)^{q−1} / (‖d‖_q^q)^{1/p} with 1/p + 1/q = 1, the maximizer of
@@ -84,30 +72,26 @@ def sam_perturb(rho: Hyperparameter, *, p: float = 2) -> optax.GradientTransform
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, equation 2.
     """
-    check_number("p", p, "in (1, inf]", lambda v: v > 1)
+    checks.check_number("p", p, "in (1, inf]", lambda v: v > 1)
 
-    def perturbation(
-        updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
-    ) -> PyTree:
-        del step, params
-        return numerics.dual_direction(updates, p, radius)
-
-    return _perturb(rho, perturbation)
+    return _perturb(
+        rho, lambda updates, radius, *_: numerics.dual_direction(updates, p, radius)
+    )
 
 
 def asam_perturb(
     rho: Hyperparameter, eta: Hyperparameter = 0.01, rescaled: Mask | None = None
 ) -> optax.GradientTransformation:
-    """Perturb each weight in proportion to its size: adaptive SAM.
+    """Scale the perturbation of each weight by its size: adaptive SAM.
 
-    ε = ρ T² d/‖T d‖₂ with T = abs(x) + η, the maximizer of ⟨d, ε⟩ under
-    ‖T⁻¹ ε‖₂ ≤ ρ. With η = 0 the ball has no scale of its own: a layer that is rescaled
-    without changing the network is perturbed in the same proportion.
+    ε = ρ T² d/‖T d‖₂ with T = abs(x) + η, the maximizer of ⟨d, ε⟩ under ‖T⁻¹ ε‖₂ ≤ ρ.
+    With η = 0 it is invariant: rescaling layers without changing the network rescales
+    their perturbation alike.
 
     Args:
       rho: radius in the rescaled parameters, >= 0: a number, a schedule of the step,
         or a traced scalar.
-      eta: what is added to abs(x), >= 0: a number, a schedule, or traced.
+      eta: offset added to abs(x), >= 0: a number, a schedule, or traced.
       rescaled: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one, like the mask of :func:`optax.masked`; T = 1 on the leaves
         that are ``False``. The authors rescale kernels only. Choose them by name: where
@@ -126,7 +110,7 @@ def asam_perturb(
         if rescaled has another structure than the parameters or chooses none of them.
 
     Examples:
-      A weight of 4 is moved further than a weight of 3 by the same gradient:
+      With equal gradients, a weight of 4 moves further than a weight of 3:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import asam_perturb
@@ -140,13 +124,13 @@ def asam_perturb(
       Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
       Learning of Deep Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
     """
-    check_not_negative("eta", eta)
+    checks.check_not_negative("eta", eta)
 
     def perturbation(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
     ) -> PyTree:
-        require_params(params, "asam_perturb")
-        check_structure(updates, params, "asam_perturb")
+        checks.require_params(params, "asam_perturb")
+        checks.check_structure(updates, params, "asam_perturb")
 
         def scale(d: jax.Array, x: jax.Array, is_rescaled: bool) -> jax.Array:
             if not is_rescaled:
@@ -156,14 +140,14 @@ def asam_perturb(
 
         # Entries of at most one, so that the product with a weight cannot overflow.
         unit = numerics.scale_to_one(updates)
-        chosen = broadcast_mask(rescaled, params, "rescaled")
+        chosen = checks.broadcast_mask(rescaled, params, "rescaled")
         scales = numerics.map_updates(scale, unit, params, chosen)
         return _diagonal_direction(unit, scales, radius)
 
     def check(params: PyTree) -> None:
         # False says that none is meant to be; a rule that finds none has been mistaken.
         if rescaled is not False:
-            check_mask(rescaled, params, "rescaled")
+            checks.check_mask(rescaled, params, "rescaled")
 
     return _perturb(rho, perturbation, check)
 
@@ -173,8 +157,8 @@ def fisher_perturb(
 ) -> optax.GradientTransformation:
     """Measure the ball by the diagonal Fisher information: Fisher SAM.
 
-    ε = ρ F⁻¹d/√(dᵀF⁻¹d) with F⁻¹ = 1/(1 + η d²), the squared gradient of the batch
-    standing for the diagonal of the Fisher information.
+    ε = ρ F⁻¹d/√(dᵀF⁻¹d) with F⁻¹ = 1/(1 + η d²), where the squared gradient of the
+    batch approximates the diagonal of the Fisher information.
 
     Args:
       rho: radius, >= 0: a number, a schedule of the step, or a traced scalar.
@@ -192,7 +176,7 @@ def fisher_perturb(
       Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
       <https://arxiv.org/abs/2206.04920>`_, 2022.
     """
-    check_not_negative("eta", eta)
+    checks.check_not_negative("eta", eta)
 
     def perturbation(
         updates: PyTree, radius: jax.Array, step: jax.Array, params: PyTree
@@ -225,17 +209,17 @@ def _perturb(
         accumulation dtype.
       check: of the parameters, at ``init``.
     """
-    check_not_negative("rho", rho)
+    checks.check_not_negative("rho", rho)
 
     def init_fn(params: PyTree) -> PerturbState:
-        check_params(params)
+        checks.check_params(params)
         check(params)
         return PerturbState(step=jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: PyTree, state: PerturbState, params: PyTree = None
     ) -> tuple[PyTree, PerturbState]:
-        check_state(state, PerturbState, "the perturbation")
+        checks.check_state(state, PerturbState, "the perturbation")
         radius = jnp.asarray(
             value_at(rho, state.step), numerics.accumulation_dtype(updates)
         )
@@ -253,3 +237,13 @@ def _diagonal_direction(direction: PyTree, scales: PyTree, radius: jax.Array) ->
     """ρ S² d/‖S d‖₂ for a diagonal S."""
     scaled = numerics.normalize(jax.tree.map(jnp.multiply, scales, direction), radius)
     return jax.tree.map(jnp.multiply, scales, scaled)
+
+
+def check_not_swapped(ascent: PyTree, optimizer: PyTree) -> None:
+    """Raise a ValueError for the state of a perturbation in that of the optimizer."""
+    if find_states(optimizer, PerturbState) and not find_states(ascent, PerturbState):
+        raise ValueError(
+            "optimizer contains a perturbation and ascent none, so that training would "
+            "climb: pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), "
+            "sam_perturb(0.05))."
+        )

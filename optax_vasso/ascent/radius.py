@@ -1,4 +1,4 @@
-"""A radius that finds itself, by the loss of examples that the ascent did not see."""
+"""A radius tuned online by the loss of examples that the ascent did not see."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class HeldRiseState(_HeldRise, FollowsLoss):
     Attributes:
       held_state: the state of the ascent chain whose perturbation is multiplied.
       step: steps whose losses were finite, an int32 scalar.
-      share: the wanted rise, as a share of what has been learned.
-      radius: ρ of the next step after the first, which are not perturbed.
+      share: target of the rise, as a share of the loss removed by training.
+      radius: ρ of the next step; the first 30 are not perturbed.
       newest: the loss at x_t, until that at x_t + ε_t is known.
       blocks: means of the first three blocks of losses.
       clean: the moving average of the loss at x_t, on the ascent's examples.
@@ -104,20 +104,19 @@ class HeldRiseState(_HeldRise, FollowsLoss):
 def hold_rise(
     ascent: optax.GradientTransformation, rise: Hyperparameter = 0.25
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply a perturbation by a radius that holds the harm done to other examples.
+    """Tune the radius online by its effect on the loss of other examples.
 
     With split batches (:func:`optax_vasso.train.split_batch`) a step sees the loss
-    f_a(x_t) of the ascent's examples and the loss f_b(x_t + ε_t) of examples that the
-    perturbation was not made from. The difference of their moving averages A and B is
-    the *rise*: what the perturbation costs on examples other than its own. The radius ρ
-    grows or shrinks until that is a fixed share of what has been learned::
+    f_a(x_t) of the ascent's examples and the loss f_b(x_t + ε_t) of other examples. The
+    difference of their moving averages A and B is the *rise*: what the perturbation
+    costs examples other than its own. The radius ρ grows or shrinks until that is a
+    fixed share of the loss removed by training::
 
         B − A = rise · (S − A)
 
-    where S is the loss of knowing nothing: the median of the mean losses of steps 1 to
-    10, 11 to 20 and 21 to 30, which are not perturbed. A perturbation that undoes
-    learning becomes shorter. Neither a constant added to the loss nor its scale
-    matters. It takes a few hundred steps to find a radius.
+    where S is the loss at the start: the median of the mean losses of steps 1 to 10, 11
+    to 20 and 21 to 30, which are not perturbed. Neither a constant added to the loss
+    nor its scale matters. It takes a few hundred steps to find a radius.
 
     The perturbation of the chain should have length one, as that of
     :func:`optax_vasso.sam_perturb` with ``rho=1.0``. The two losses have to be of
@@ -126,7 +125,7 @@ def hold_rise(
 
     Args:
       ascent: any ascent chain. Its extra arguments are passed on.
-      rise: the share of what has been learned that the perturbation costs, >= 0: a
+      rise: the share of the removed loss that the perturbation may cost, >= 0: a
         number, a schedule of the step, or a traced scalar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which parameters an ascent chain sees: a part of them, or each layer by itself."""
+"""Apply an ascent chain to a part of the parameters, or to each layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_vasso._internal.checks import (
-    broadcast_mask,
-    check_leaves,
-    check_mask,
-    check_params,
-    check_transformation,
-    require_params,
-)
+from optax_vasso._internal import checks
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
@@ -24,11 +17,11 @@ Mask = PyTree | Callable[[PyTree], PyTree]
 def masked_ascent(
     ascent: optax.GradientTransformation, mask: Mask | None
 ) -> optax.GradientTransformationExtraArgs:
-    """Perturb a part of the parameters only, such as LoRA adapters.
+    """Perturb only a part of the parameters, such as LoRA adapters.
 
-    The chain sees that part alone: its norm is the one of the chosen leaves, and its
-    averages hold nothing for the others. This is not :func:`optax.masked`, which would
-    pass the gradient of the others on as their perturbation.
+    The chain sees only the chosen leaves: its norm and its averages cover no others.
+    :func:`optax.masked`, in contrast, would return the gradient of the others as their
+    perturbation.
 
     Args:
       ascent: any ascent chain.
@@ -56,14 +49,14 @@ def masked_ascent(
       >>> print(perturbation["adapter"], perturbation["frozen"])
       [0.06 0.08] None
     """
-    check_transformation("ascent", ascent)
+    checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
     if mask is None:
         return ascent
 
     def selection(params: PyTree) -> Callable[[PyTree, Any], PyTree]:
         """(tree, otherwise) -> the tree, with the other where the mask is False."""
-        mask_of_leaves = broadcast_mask(mask, params)
+        mask_of_leaves = checks.broadcast_mask(mask, params)
 
         def select(tree: PyTree, otherwise: Any) -> PyTree:
             return jax.tree.map(
@@ -77,8 +70,8 @@ def masked_ascent(
         return select
 
     def init_fn(params: PyTree) -> optax.OptState:
-        check_leaves(params)
-        check_mask(mask, params)
+        checks.check_leaves(params)
+        checks.check_mask(mask, params)
         return ascent.init(selection(params)(params, optax.MaskedNode()))
 
     def update_fn(
@@ -87,7 +80,7 @@ def masked_ascent(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.OptState]:
-        require_params(params, "masked_ascent")
+        checks.require_params(params, "masked_ascent")
         select, hidden = selection(params), optax.MaskedNode()
         if extra_args.get("direction") is not None:
             extra_args["direction"] = select(extra_args["direction"], hidden)
@@ -105,17 +98,17 @@ def masked_ascent(
 def per_layer(
     ascent: optax.GradientTransformation, *, stacked: Mask = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Run an ascent chain on every leaf by itself.
+    """Run an ascent chain on each leaf separately.
 
     ``per_layer(sam_perturb(rho))`` gives each leaf a perturbation of norm ρ, where
-    ``sam_perturb(rho)`` gives one to the tree. Where the layers of a network are
-    stacked for :func:`jax.lax.scan`, a leaf holds all of them, and ``stacked`` says so.
+    ``sam_perturb(rho)`` gives one to the tree. If layers are stacked for
+    :func:`jax.lax.scan`, a leaf holds all of them; ``stacked`` names such leaves.
 
     Args:
-      ascent: any ascent chain. Its extra arguments are passed on as they are, but for
-        ``direction``, of which each leaf gets its own.
-      stacked: leaves whose first axis counts layers, each of which is then taken by
-        itself: a tree of booleans, a prefix of one, or a function of the parameters
+      ascent: any ascent chain. Its extra arguments are passed on, with ``direction``
+        split by leaf.
+      stacked: leaves whose first axis counts layers, each of which is then treated
+        separately: a tree of booleans, a prefix of one, or a function of the parameters
         that returns one; by default none.
 
     Returns:
@@ -149,7 +142,7 @@ def per_layer(
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, section 4.3.
     """
-    check_transformation("ascent", ascent)
+    checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
 
     # Optax finds buffers in a state where init puts params, so the state is one of the
@@ -161,11 +154,11 @@ def per_layer(
         return inner.unflatten([layers.unflatten(column) for column in columns])
 
     def init_fn(params: PyTree) -> PyTree:
-        check_params(params)
+        checks.check_params(params)
         leaves = jax.tree.leaves(params)
         if not leaves:
             return ascent.init(params)
-        are_stacked = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+        are_stacked = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
         states = [
             (jax.vmap(ascent.init) if is_stacked else ascent.init)(leaf)
             for leaf, is_stacked in zip(leaves, are_stacked, strict=True)
@@ -175,7 +168,7 @@ def per_layer(
     def update_fn(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
-        require_params(params, "per_layer")
+        checks.require_params(params, "per_layer")
         layers: Any = jax.tree.structure(params)
         leaves = jax.tree.leaves(params)
         if not leaves:
@@ -187,7 +180,7 @@ def per_layer(
             own: list[dict[str, Any]] = [{}] * len(leaves)
         else:
             own = [{"direction": d} for d in layers.flatten_up_to(direction)]
-        are_stacked = jax.tree.leaves(broadcast_mask(stacked, params, "stacked"))
+        are_stacked = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
 
         def advance(update: Any, state: Any, leaf: Any, own: dict[str, Any]) -> Any:
             return ascent.update(update, state, leaf, **extra_args, **own)

@@ -1,25 +1,16 @@
-"""Averages of the gradient over steps: what stands first in an ascent chain."""
+"""Averages of the gradient over steps: the first part of an ascent chain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_accumulator_dtype,
-    check_hyperparameter,
-    check_not_negative,
-    check_params,
-    check_state,
-    check_structure,
-    check_theta,
-    value_at,
-)
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 
 PyTree = Any
 
@@ -29,7 +20,7 @@ class VassoEmaState(NamedTuple):
 
     Attributes:
       step: gradients taken in, an int32 scalar.
-      ema: the smoothed slope d, like the parameters; zero before the first gradient.
+      ema: the average d, like the parameters; zero before the first gradient.
     """
 
     step: jax.Array
@@ -51,12 +42,12 @@ class FriendlyNoiseState(NamedTuple):
 def vasso_ema(
     theta: Hyperparameter, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Smooth the slope that the adversary follows: variance suppression.
+    """Average the gradient over steps: VaSSO's variance suppression.
 
     d_0 = g_0 and d_t = (1 − θ) d_{t−1} + θ g_t. With θ = 1 this is the identity, and
     the chain with :func:`sam_perturb` is SAM. A smaller θ averages over about 1/θ
-    gradients: at a fixed point with gradient variance σ², the mean squared error of
-    d_t tends to σ² θ/(2 − θ). Entries of a gradient that are not finite are left out.
+    gradients: at a fixed point with gradient variance σ², the mean squared error of d_t
+    tends to σ² θ/(2 − θ). Non-finite entries of a gradient are skipped.
 
     Args:
       theta: weight of the newest gradient, in (0, 1]: a number, a schedule of the
@@ -76,7 +67,7 @@ def vasso_ema(
         ``update``, if the tree has changed.
 
     Examples:
-      What differs between two batches cancels, what they share stays:
+      The difference between two batches cancels, their common part remains:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import vasso_ema
@@ -91,31 +82,14 @@ def vasso_ema(
       Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
       Suppression <https://arxiv.org/abs/2309.15639>`_, 2023, Algorithm 1.
     """
-    check_theta(theta)
-    check_accumulator_dtype(accumulator_dtype)
-
-    def init_fn(params: PyTree) -> VassoEmaState:
-        check_params(params)
-        return VassoEmaState(
-            step=jnp.zeros((), jnp.int32),
-            ema=zeros_like(params, accumulator_dtype),
-        )
-
-    def update_fn(
-        updates: PyTree, state: VassoEmaState, params: PyTree = None
-    ) -> tuple[PyTree, VassoEmaState]:
-        del params
-        check_state(state, VassoEmaState, "vasso_ema")
-        check_structure(updates, state.ema, "vasso_ema")
-        weight = newest_weight(state.step == 0, value_at(theta, state.step))
-        average = moving_average(weight, updates, state.ema)
-        new_state = VassoEmaState(
-            step=optax.safe_increment(state.step),
-            ema=numerics.cast_like(average, state.ema),
-        )
-        return cast_to_updates(average, updates), new_state
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    checks.check_theta(theta)
+    return _averaging(
+        VassoEmaState,
+        "vasso_ema",
+        lambda step: value_at(theta, step),
+        lambda updates, state, average: cast_to_updates(average, updates),
+        accumulator_dtype,
+    )
 
 
 class CarriedEmaState(NamedTuple):
@@ -134,10 +108,10 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
     That keeps d_{t−1} as the direction of the perturbation, and gives it back as the
     extra argument ``direction``. The average has its dtype, float32 or wider.
     """
-    check_theta(theta)
+    checks.check_theta(theta)
 
     def init_fn(params: PyTree) -> CarriedEmaState:
-        check_params(params)
+        checks.check_params(params)
         return CarriedEmaState(step=jnp.zeros((), jnp.int32))
 
     def update_fn(
@@ -149,7 +123,7 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[PyTree, CarriedEmaState]:
         del params, extra_args
-        check_state(state, CarriedEmaState, "carried_ema")
+        checks.check_state(state, CarriedEmaState, "carried_ema")
         weight = newest_weight(state.step == 0, value_at(theta, state.step))
         average = numerics.map_updates(
             lambda g, d: _combine(weight, g, 1 - weight, d), updates, direction
@@ -162,17 +136,16 @@ def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
 def friendly_noise(
     sigma: Hyperparameter, lmbda: Hyperparameter, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Keep the part of the gradient that only this batch has: Friendly SAM.
+    """Subtract the average gradient, keep the noise of the batch: Friendly SAM.
 
-    The first step passes g_0 on and sets m_0 = g_0; from then on
-    n_t = g_t − σ m_{t−1} and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts
-    σ m_t; the authors' code subtracts m_{t−1}, and so does this. At σ = 1 the two
-    have the same direction, n_t = (g_t − m_t)/λ. Entries of a gradient that are not
-    finite are left out of the average.
+    The first step passes g_0 on and sets m_0 = g_0; from then on n_t = g_t − σ m_{t−1}
+    and m_t = λ m_{t−1} + (1 − λ) g_t. The paper subtracts σ m_t; the authors' code
+    subtracts m_{t−1}, and so does this. At σ = 1 the two have the same direction, n_t =
+    (g_t − m_t)/λ. The average skips non-finite entries.
 
     Args:
-      sigma: share of the averaged gradient that is taken away; 0 leaves SAM. A
-        number, a schedule of the step, or a traced scalar.
+      sigma: share of the average gradient to subtract; 0 is SAM. A number, a schedule
+        of the step, or a traced scalar.
       lmbda: decay of the average, in [0, 1): a number, a schedule, or traced.
       accumulator_dtype: dtype of the average in the state; by default that of the
         parameters.
@@ -187,7 +160,7 @@ def friendly_noise(
         if the tree has changed.
 
     Examples:
-      What two batches share is taken away, what only the second has stays:
+      The common part of two batches is subtracted, the rest of the second remains:
 
       >>> import jax.numpy as jnp
       >>> from optax_vasso import friendly_noise
@@ -202,32 +175,54 @@ def friendly_noise(
       Li et al., `Friendly Sharpness-Aware Minimization
       <https://arxiv.org/abs/2403.12350>`_, 2024, Algorithm 1.
     """
-    check_not_negative("sigma", sigma)
-    check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
-    check_accumulator_dtype(accumulator_dtype)
+    checks.check_not_negative("sigma", sigma)
+    checks.check_hyperparameter("lmbda", lmbda, "in [0, 1)", lambda v: 0 <= v < 1)
 
-    def init_fn(params: PyTree) -> FriendlyNoiseState:
-        check_params(params)
-        return FriendlyNoiseState(
-            step=jnp.zeros((), jnp.int32),
-            ema=zeros_like(params, accumulator_dtype),
+    def noise(updates: PyTree, state: FriendlyNoiseState, average: PyTree) -> PyTree:
+        del average
+        share = -jnp.asarray(value_at(sigma, state.step))
+        return numerics.map_updates(
+            lambda g, m: _saturated(_combine(1.0, g, share, m), g), updates, state.ema
+        )
+
+    return _averaging(
+        FriendlyNoiseState,
+        "friendly_noise",
+        lambda step: 1.0 - value_at(lmbda, step),
+        noise,
+        accumulator_dtype,
+    )
+
+
+def _averaging(
+    kind: Any,
+    name: str,
+    newest: Callable[[jax.Array], jax.typing.ArrayLike],
+    output: Callable[[PyTree, Any, PyTree], PyTree],
+    accumulator_dtype: Any,
+) -> optax.GradientTransformation:
+    """A transformation with a moving average of the gradients in its state.
+
+    ``newest`` is the weight of the newest gradient by the step, and ``output`` what the
+    transformation returns, by the updates, the last state and the new average.
+    """
+    checks.check_accumulator_dtype(accumulator_dtype)
+
+    def init_fn(params: PyTree) -> Any:
+        checks.check_params(params)
+        return kind(
+            step=jnp.zeros((), jnp.int32), ema=zeros_like(params, accumulator_dtype)
         )
 
     def update_fn(
-        updates: PyTree, state: FriendlyNoiseState, params: PyTree = None
-    ) -> tuple[PyTree, FriendlyNoiseState]:
+        updates: PyTree, state: Any, params: PyTree = None
+    ) -> tuple[PyTree, Any]:
         del params
-        check_state(state, FriendlyNoiseState, "friendly_noise")
-        check_structure(updates, state.ema, "friendly_noise")
-        share = -jnp.asarray(value_at(sigma, state.step))
-        noise = numerics.map_updates(
-            lambda g, m: _saturated(_combine(1.0, g, share, m), g),
-            updates,
-            state.ema,
-        )
-        weight = newest_weight(state.step == 0, 1.0 - value_at(lmbda, state.step))
+        checks.check_state(state, kind, name)
+        checks.check_structure(updates, state.ema, name)
+        weight = newest_weight(state.step == 0, newest(state.step))
         average = moving_average(weight, updates, state.ema)
-        return noise, FriendlyNoiseState(
+        return output(updates, state, average), kind(
             step=optax.safe_increment(state.step),
             ema=numerics.cast_like(average, state.ema),
         )

@@ -1,4 +1,4 @@
-"""Which parameters an optimizer trains, read off its program."""
+"""The parameters that an optimizer trains, found by tracing it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import optax
 from jax.extend.core import Literal
 
 from optax_vasso._internal.checks import check_transformation
+from optax_vasso._internal.trees import find_states
 
 PyTree = Any
 
@@ -19,28 +20,26 @@ PyTree = Any
 def trained_by(
     optimizer: optax.GradientTransformation,
 ) -> Callable[[PyTree], PyTree]:
-    """A mask of the parameters that an optimizer trains, those it freezes left out.
+    """A mask of the parameters that an optimizer trains, without those it freezes.
 
-    The recipes perturb these leaves unless they are given a ``mask``: on frozen weights
-    a perturbation is spent for nothing, and their gradient has to be computed for it.
-    In a chain of your own it is the mask of
-    :func:`optax_vasso.ascent.masked_ascent`::
+    The recipes perturb these leaves unless they are given a ``mask``: perturbing frozen
+    weights wastes a part of the radius and needs their gradient. In a chain of your
+    own, pass it to :func:`optax_vasso.ascent.masked_ascent`::
 
         ascent = masked_ascent(sam_perturb(rho), trained_by(optimizer))
 
     A leaf counts as frozen if its first update depends neither on the gradients nor on
     the parameters, as with :func:`optax.set_to_zero` in :func:`optax.partition`,
-    :func:`optax.freeze` and :func:`optax.transforms.selective_transform`. Where this
-    cannot be seen, behind a branch or a learning rate that is zero, it counts as
-    trained. An optimizer that freezes everything trains nothing, and then the mask
-    chooses every leaf.
+    :func:`optax.freeze` and :func:`optax.transforms.selective_transform`. If this
+    cannot be determined, because of a branch or a zero learning rate, the leaf counts
+    as trained. If the optimizer freezes everything, the mask chooses every leaf.
 
     Args:
       optimizer: any Optax optimizer.
 
     Returns:
-      A function of the parameters that returns a tree of booleans like them. It runs
-      nothing: shapes are enough.
+      A function of the parameters that returns a tree of booleans like them. It needs
+      only their shapes.
 
     Raises:
       ValueError: if optimizer is no transformation.
@@ -79,12 +78,7 @@ def _moves(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool
     everything = [True] * len(jax.tree.leaves(params))
     # Optax freezes by masking: without a mask in the state nothing has to be traced.
     state = jax.eval_shape(optimizer.init, params)
-    if not any(
-        isinstance(node, optax.MaskedState)
-        for node in jax.tree.leaves(
-            state, is_leaf=lambda node: isinstance(node, optax.MaskedState)
-        )
-    ):
+    if not find_states(state, optax.MaskedState):
         return everything
 
     def first_update(grads: PyTree, params: PyTree) -> PyTree:

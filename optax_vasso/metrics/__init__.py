@@ -1,4 +1,4 @@
-"""What the adversary did, measured inside the training loop on request."""
+"""Measures of the perturbation, computed inside the training loop on request."""
 
 from __future__ import annotations
 

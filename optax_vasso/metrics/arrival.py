@@ -1,4 +1,4 @@
-"""Does the perturbation of a lagged optimizer arrive, and does it still lead uphill?"""
+"""Checks of a lagged optimizer: does its perturbation arrive and point uphill?"""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_number,
-    check_state,
-    check_transformation,
-    is_left_out,
-    require_params,
-)
-from optax_vasso._internal.trees import Report, collect_metrics
+from optax_vasso._internal import checks, mapped, numerics
+from optax_vasso._internal.trees import Report, collect_metrics, displaced
 from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
 PyTree = Any
@@ -43,27 +36,27 @@ def track_arrival(
 ) -> optax.GradientTransformationExtraArgs:
     """Check that the perturbation of a lagged optimizer reaches the parameters.
 
-    What freezes, clips or scales the updates behind :func:`optax_vasso.lagged`, or
-    overwrites the parameters, changes the perturbation too, and
+    Freezing, clipping or scaling the updates after :func:`optax_vasso.lagged`, or
+    overwriting the parameters, changes the perturbation too, and
     :func:`optax_vasso.eval_params` then returns a wrong point. The metric ``arrived``
-    is the share of ‖ε‖² that is found in the parameters of the next step: 1 if all is
-    well, 0 if they were frozen, in between if some were. It costs two products of the
+    is the share of ‖ε‖² found in the parameters of the next step: 1 if all is well, 0
+    if they were frozen, in between if some were. It costs two products of the
     parameters with the perturbation, and no buffer.
 
     Args:
-      optimizer: :func:`optax_vasso.lagged` or a recipe of it, directly: what stands
-        between the two is not checked.
+      optimizer: :func:`optax_vasso.lagged` or a recipe of it, without a wrapper in
+        between.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` in its place; read the number
-      with ``optax.tree.get(state, "arrived")``, or among the metrics of
+      A :class:`optax.GradientTransformationExtraArgs`; read the number with
+      ``optax.tree.get(state, "arrived")``, or among the metrics of
       :func:`optax_vasso.make_train_step`.
 
     Raises:
       ValueError: if optimizer is no transformation; at ``init``, if it is not lagged.
 
     Examples:
-      The updates of a lagged optimizer, halved by somebody:
+      The updates of a lagged optimizer, halved by mistake:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -78,7 +71,7 @@ def track_arrival(
       >>> print(state.report.metrics["arrived"])
       0.5
     """
-    check_transformation("optimizer", optimizer)
+    checks.check_transformation("optimizer", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: PyTree) -> ArrivalState:
@@ -95,22 +88,16 @@ def track_arrival(
     def update_fn(
         updates: PyTree, state: ArrivalState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, ArrivalState]:
-        require_params(params, "track_arrival")
-        check_state(state, ArrivalState, "track_arrival")
+        checks.check_update(state, ArrivalState, params, "track_arrival")
         before = perturbation_of(state.optimizer_state)
         square = numerics.dot(before, before)
-        missing = _projection(params, before) - state.expected
+        missing = numerics.dot(before, params) - state.expected
         arrived = 1 + missing / jnp.where(square == 0, 1, square)
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, params, **extra_args
         )
-        following = jax.tree.map(
-            lambda u, x: x if u is None else optax.apply_updates(x, u),
-            new_updates,
-            params,
-            is_leaf=lambda u: u is None,
-        )
-        expected = _projection(following, perturbation_of(optimizer_state))
+        following = displaced(params, new_updates)
+        expected = numerics.dot(perturbation_of(optimizer_state), following)
         dtype = state.expected.dtype
         report = Report({"arrived": arrived.astype(dtype)})
         return new_updates, ArrivalState(
@@ -121,12 +108,12 @@ def track_arrival(
 
 
 def check_uphill(state: PyTree, least: float = 0.0) -> None:
-    """Warn if a lagged perturbation has long led downhill.
+    """Warn if a lagged perturbation has pointed downhill on average.
 
-    A lagged adversary climbs the slope of steps that are past. Where the optimizer
+    A lagged perturbation follows the gradients of past steps. If the optimizer
     overshoots, the newest gradient points the other way, and the perturbation lowers
-    the loss that it is meant to raise. Track the running mean of the cosine between the
-    two, and call this from time to time, such as after an epoch::
+    the loss. Track the running mean of their cosine, and call this from time to time,
+    such as after an epoch::
 
         base = optax.chain(track(running_mean(cosine)), optimizer)
         ...
@@ -143,7 +130,7 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
     Warns:
       RuntimeWarning: if the running mean is below ``least``.
     """
-    check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
+    checks.check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
     metrics = collect_metrics(state)
     if "mean_cosine" not in metrics:
         raise ValueError(
@@ -158,22 +145,9 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
     slope = float(np.mean(metrics["mean_cosine"]))
     if slope < least:
         warnings.warn(
-            "The lagged perturbation leads downhill: its mean cosine with the "
+            "The lagged perturbation points downhill: its mean cosine with the "
             f"gradient is {slope:.2f}, below {least:g}. Lower the learning rate, raise "
-            "theta, or try momentum_sam, whose sign is the opposite.",
+            "theta, or try momentum_sam, which has the opposite sign.",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _projection(params: PyTree, perturbation: PyTree) -> jax.Array:
-    """⟨y, ε⟩ over the leaves that are perturbed."""
-    return numerics.dot(
-        perturbation,
-        jax.tree.map(
-            lambda e, x: e if is_left_out(e) else x,
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        ),
-    )

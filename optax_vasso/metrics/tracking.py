@@ -1,12 +1,12 @@
-"""Metrics of the perturbation, measured inside the training loop on request.
+"""Metrics of the perturbation, computed inside the training loop on request.
 
-:func:`track` is an Optax transformation that changes nothing. It stands in the base
-optimizer, where :func:`optax_vasso.sharpness_aware` and :func:`optax_vasso.lagged` pass
-the whole perturbation, and measures what it is asked to::
+:func:`track` is an Optax transformation that changes nothing. Put it into the base
+optimizer, to which :func:`optax_vasso.sharpness_aware` and :func:`optax_vasso.lagged`
+pass the perturbation::
 
     vasso(optax.chain(track(perturbation_norm, cosine), optax.sgd(0.1)))
 
-A new measure is a function of a :class:`Seen`; nothing else has to know of it.
+A new measure is a function of a :class:`Seen`.
 """
 
 from __future__ import annotations
@@ -18,41 +18,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_state,
-    name_of,
-    require_params,
-)
+from optax_vasso._internal import checks, mapped, numerics
 from optax_vasso._internal.trees import Report, of_ascent
 
 PyTree = Any
 
-__all__ = [
-    "Measure",
-    "Seen",
-    "arrival",
-    "cosine",
-    "grad_norm",
-    "perturbation_norm",
-    "running_mean",
-    "stability",
-    "track",
-]
-
 
 class Seen(NamedTuple):
-    """What a measure can read of a step.
+    """The arrays of a step that a measure can read.
 
     Attributes:
       params: x_t.
       perturbation: ε_t, like the parameters; of :func:`optax_vasso.lagged` ε_{t−1}, at
         which this step's gradient was taken.
-      grads: the gradient of the clean pass, g_t(x_t); of a lagged optimizer the only
-        one there is, g_t(x_t + ε_{t−1}).
-      descent: the gradient that the base optimizer gets.
+      grads: the clean gradient g_t(x_t); with a lagged optimizer the only gradient,
+        g_t(x_t + ε_{t−1}).
+      descent: the gradient that the base optimizer receives.
     """
 
     params: PyTree
@@ -62,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A measure that keeps a state between steps, as a pair of pure functions.
+    """A measure with a state, as a pair of pure functions.
 
     Attributes:
       name: its name among the metrics.
@@ -102,41 +83,36 @@ def perturbation_norm(seen: Seen) -> jax.Array:
 
 
 def grad_norm(seen: Seen) -> jax.Array:
-    """‖g_t‖₂ of the gradient that the ascent chain was given."""
+    """‖g_t‖₂ of the gradient that the ascent received."""
     return numerics.norm(seen.grads)
 
 
 def cosine(seen: Seen) -> jax.Array:
-    """The cosine between ε and the gradient: how much of the batch's slope is climbed.
+    """The cosine between ε and the gradient.
 
     For :func:`optax_vasso.sam_perturb` it is the cosine between d_t and g_t, and
-    √(θ(2 − θ)) for VaSSO in pure noise. Of a lagged optimizer it is the slope
-    ⟨g_t, ε_{t−1}⟩/(‖g_t‖‖ε_{t−1}‖): where it is negative, the perturbation leads
-    downhill and lowers the loss that it is meant to raise. Leaves that are not
-    perturbed count in the length of the gradient.
+    √(θ(2 − θ)) for VaSSO in pure noise. With a lagged optimizer it is
+    ⟨g_t, ε_{t−1}⟩/(‖g_t‖‖ε_{t−1}‖): if negative, the perturbation points downhill.
+    Leaves that are not perturbed count in the length of the gradient.
     """
     return numerics.cosine(seen.perturbation, seen.grads)
 
 
 def arrival(seen: Seen) -> jax.Array:
-    """The cosine between ε and what is left of it when x + ε is rounded.
+    """The cosine between ε and the part of it that survives the rounding of x + ε.
 
     A weight of 0.03 in bfloat16 has neighbours at a distance of 1e-4, and a smaller
     perturbation leaves it where it is.
     """
 
     # Not optax.tree.sub: the two are close, so their difference is exact.
-    def taken_in(e: jax.Array | None, x: jax.Array) -> jax.Array | None:
-        if e is None:
-            return None
+    def taken_in(e: jax.Array, x: jax.Array) -> jax.Array:
         if not numerics.has_few_bits(x):
             return (x + e) - x
         wide = x.astype(jnp.float32)
         return numerics.round_to(wide + e.astype(jnp.float32), x.dtype) - wide
 
-    rounded = jax.tree.map(
-        taken_in, seen.perturbation, seen.params, is_leaf=lambda e: e is None
-    )
+    rounded = numerics.map_updates(taken_in, seen.perturbation, seen.params)
     return numerics.cosine(rounded, seen.perturbation)
 
 
@@ -152,7 +128,7 @@ def _moved(seen: Seen, previous: PyTree) -> tuple[jax.Array, PyTree]:
         )
     )
     share = move / jnp.where(length == 0, 1, length)
-    return share, numerics.fill_none(seen.perturbation, previous)
+    return share, numerics.cast_like(seen.perturbation, previous)
 
 
 #: How far the adversary moves from step to step, ‖ε_t − ε_{t−1}‖/‖ε_t‖. It lies
@@ -162,25 +138,25 @@ stability = Measure("stability", _previous_perturbation, _moved)
 
 
 def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> Measure:
-    """The exponential moving average of a measure, without the bias of its start.
+    """The exponential moving average of a measure, corrected for its start.
 
-    A value that is not finite is left out. An extreme one fades as all others do: from
-    1e30 to the size of one within 69/(1 − decay) steps.
+    Non-finite values are skipped. An outlier of 1e30 fades to the size of one within
+    69/(1 − decay) steps.
 
     Args:
       measure: a function of a :class:`Seen`; also one in :func:`functools.partial`.
-      decay: of the average, in [0, 1); it reaches back over about 1/(1 − decay) steps.
+      decay: decay of the average, in [0, 1); it covers about 1/(1 − decay) steps.
 
     Raises:
       ValueError: if measure is no function or decay is outside [0, 1).
     """
     if not callable(measure):
         raise ValueError(
-            f"measure must be a function of what was Seen, got a "
+            f"measure must be a function of a Seen, got a "
             f"{type(measure).__name__}: a Measure has its own state, and cannot be "
             "averaged."
         )
-    check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
+    checks.check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
         del params
@@ -196,7 +172,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
         weight = kept * state[1] + jnp.where(is_finite, 1 - decay, 0)
         return total / jnp.where(weight == 0, 1, weight), (total, weight)
 
-    return Measure(f"mean_{name_of(measure)}", init, update)
+    return Measure(f"mean_{checks.name_of(measure)}", init, update)
 
 
 def track(
@@ -251,7 +227,7 @@ def track(
       >>> print(optax.tree.get(state, "stability"))
       1.0
     """
-    check_integer("every", every, 1)
+    checks.check_integer("every", every, 1)
     chosen = [_as_measure(m) for m in measures or (() if named else _DEFAULT)]
     chosen += [_as_measure(m, name) for name, m in named.items()]
     names = [measure.name for measure in chosen]
@@ -291,8 +267,7 @@ def track(
         **extra_args: Any,
     ) -> tuple[PyTree, TrackState]:
         del extra_args
-        require_params(params, "track")
-        check_state(state, TrackState, "track")
+        checks.check_update(state, TrackState, params, "track")
         if perturbation is None:
             raise ValueError(
                 "track needs the extra argument perturbation: put it inside a "
@@ -338,11 +313,13 @@ def _as_measure(
         return measure if name is None else measure._replace(name=name)
     if not callable(measure):
         raise ValueError(
-            f"a measure must be a function of what was Seen, or a Measure, got "
+            f"a measure must be a function of a Seen, or a Measure, got "
             f"{measure!r}: choose from optax_vasso.metrics, or write a function."
         )
     return Measure(
-        name or name_of(measure), lambda params: (), lambda seen, _: (measure(seen), ())
+        name or checks.name_of(measure),
+        lambda params: (),
+        lambda seen, _: (measure(seen), ()),
     )
 
 

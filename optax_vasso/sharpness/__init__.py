@@ -1,12 +1,12 @@
-"""Measuring what training found: curvature, sharpness, adversaries, landscapes.
+"""Measure a trained solution: curvature, sharpness, perturbations, landscapes.
 
 Every measure takes ``loss_fn(params, batch)``, a scalar that is the mean over the
 batch; the parameters; and the data, one batch (a tuple, a dictionary or an array with
 one row per example) or several, as :func:`split_batches` and :func:`stack_batches` make
 them. Bind what else the network needs, such as batch statistics, to the loss by
 ``jax.tree_util.Partial(loss_fn, batch_stats=...)``, which passes it to the compiled
-program as data; a new closure would be compiled anew. A compiled program lives as long
-as the loss that it measures, and does not keep it alive.
+program as data; a new closure would be compiled again. A compiled program is kept only
+as long as the loss that it measures.
 
 Accelerators round the factors of a matrix product by default: GPUs in float32 to
 TensorFloat-32, TPUs to bfloat16. The measures' own products are in full precision, but
@@ -17,7 +17,7 @@ loss is mostly rounding. There, measure in full precision::
         curvature = sharpness.hessian(loss_fn, params, data)
         top = sharpness.eigenpairs(curvature, params)
 
-:mod:`optax_vasso.sharpness.plot` draws what is measured.
+:mod:`optax_vasso.sharpness.plot` draws the results.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The perturbation of a batch: its effect on other batches, and its noise.
 
 SAM's perturbation ε comes from one batch. On other batches it may lower the loss
-instead of raising it: a friendly adversary. VaSSO averages the slope d over steps to
-suppress the variance that is behind this. These measures quantify that argument.
+instead of raising it. VaSSO averages gradients over steps to suppress the variance that
+causes this. These measures quantify that argument.
 
 References:
   Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
+import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks, programs
@@ -24,14 +24,14 @@ PyTree = Any
 
 
 class Friendliness(NamedTuple):
-    """What one perturbation does to other data.
+    """The effect of one perturbation on other data.
 
     Attributes:
       lowered: the share of batches on which the perturbation lowers the loss.
       misaligned: the share of batches with a cosine of 0 or less.
       rises: f_B(x + ε) − f_B(x) of each batch, shape ``(num_batches,)``.
-      cosines: of the angle between ε and ∇f_B(x), shape ``(num_batches,)``; for SAM
-        that is the angle between the two batches' gradients.
+      cosines: cosine of the angle between ε and ∇f_B(x), shape ``(num_batches,)``; for
+        SAM that is the angle between the two batches' gradients.
     """
 
     lowered: jax.Array
@@ -78,9 +78,9 @@ def friendliness(
       >>> print(found.lowered, found.rises)
       0.5 [ 0.21 -0.19]
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("perturbation", perturbation, params)
-    return _friendliness(loss, params, groups, perturbation)
+    return _friendliness(loss, params, perturbation)
 
 
 def squared_error(
@@ -89,7 +89,7 @@ def squared_error(
     data: batches.Batch | batches.Batches,
     direction: PyTree,
 ) -> jax.Array:
-    """‖d − ∇f(x)‖² of a slope d against the gradient over all data.
+    """‖d − ∇f(x)‖², the error of a direction d as an estimate of the full gradient.
 
     Its mean over the steps of a run is the mean squared error that variance suppression
     lowers. For fixed parameters and gradients of variance σ² it is σ² for SAM and
@@ -98,7 +98,7 @@ def squared_error(
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
       params: x, a tree of float32 or float64 arrays.
-      data: all of it, as for :func:`hessian`.
+      data: all data, as for :func:`hessian`.
       direction: d, a tree like ``params``: a gradient, or what
         :func:`optax_vasso.vasso_ema` returns.
 
@@ -108,35 +108,28 @@ def squared_error(
     Raises:
       ValueError: as :func:`hessian`, and for a direction of another structure.
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("direction", direction, params)
-    return _squared_error(loss, params, groups, direction)
+    return _squared_error(loss, params, direction)
 
 
 @programs.compiled
 def _friendliness(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    perturbation: PyTree,
+    loss: batches.Loss, params: PyTree, perturbation: PyTree
 ) -> Friendliness:
-    perturbed = jax.tree.map(lambda x, e: x + e.astype(x.dtype), params, perturbation)
+    perturbed = optax.apply_updates(params, perturbation)
 
     def of_batch(batch: batches.Batch) -> tuple[jax.Array, jax.Array]:
-        loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
-        return loss_fn(perturbed, batch) - loss, numerics.cosine(perturbation, gradient)
+        value, gradient = jax.value_and_grad(loss.loss_fn)(params, batch)
+        rise = loss.loss_fn(perturbed, batch) - value
+        return rise, numerics.cosine(perturbation, gradient)
 
-    rises, cosines = batches.map_over_batches(of_batch, groups)
+    rises, cosines = batches.map_over_batches(of_batch, loss.groups)
     return Friendliness(jnp.mean(rises < 0), jnp.mean(cosines <= 0), rises, cosines)
 
 
 @programs.compiled
-def _squared_error(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    direction: PyTree,
-) -> jax.Array:
-    gradient = batches.mean_loss_and_grad(loss_fn, params, groups)[1]
+def _squared_error(loss: batches.Loss, params: PyTree, direction: PyTree) -> jax.Array:
+    gradient = batches.mean_loss_and_grad(loss, params)[1]
     error = jax.tree.map(lambda d, g: d.astype(g.dtype) - g, direction, gradient)
     return numerics.dot(error, error)

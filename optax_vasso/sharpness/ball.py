@@ -4,7 +4,7 @@ The ball holds the perturbations ε with ‖ε/T‖_p ≤ ρ, for p = 2 or infin
 of scales: ones by default, abs(x) for the adaptive form of Kwon et al., abs(x) + 1 for
 Keskar's. Three directions differ:
 
-- *ascent*, the one of the gradient, which SAM descends on: one more gradient;
+- *ascent*, along the gradient, as in SAM's step;
 - *worst*, the maximum over the ball: ½ρ²λ_max at a minimum;
 - *average*, the mean over directions: ρ² trace/(2n) at a minimum, n the number of
   parameters.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
+import optax
 
 from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks, programs
@@ -37,7 +37,7 @@ PyTree = Any
 
 
 class Sharpness(NamedTuple):
-    """How far the loss rises, and where.
+    """The rise of the loss, and its perturbation.
 
     Attributes:
       rise: f(x + ε) − f(x), a scalar in the units of the loss.
@@ -51,11 +51,11 @@ class Sharpness(NamedTuple):
 
 
 class MSharpness(NamedTuple):
-    """Sharpness of every batch by itself.
+    """The sharpness of each batch.
 
     Attributes:
-      mean: over the batches, weighted by their examples, a scalar.
-      rises: of each batch, shape ``(num_batches,)``.
+      mean: mean over the batches, weighted by their examples, a scalar.
+      rises: rise of each batch, shape ``(num_batches,)``.
     """
 
     mean: jax.Array
@@ -74,7 +74,7 @@ def ascent_sharpness(
     """The rise of the loss along its gradient, the direction of SAM.
 
     For p = 2, ε = ρ T²g/‖Tg‖₂; for p = infinity, ε = ρ T sign(g). The cost is one
-    gradient and one loss. Where the gradient is zero, so is ε.
+    gradient and one loss. If the gradient is zero, so is ε.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar, the mean over the batch.
@@ -273,17 +273,17 @@ def _checked(
     rho: float,
     p: float,
     scale: PyTree | None,
-) -> tuple[Partial, PyTree, tuple[batches.Batch, ...], float, PyTree]:
-    """The arguments of a compiled measure."""
+) -> tuple[batches.Loss, PyTree, PyTree]:
+    """The arguments of a compiled measure: the loss, the parameters, and ρT."""
     checks.check_positive("rho", rho)
     if not isinstance(p, numbers.Real) or p not in (2, math.inf):
         raise ValueError(f"p must be 2 or infinity, got {p!r}.")
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     if scale is None:
         scale = jax.tree.map(jnp.ones_like, params)
     else:
         checks.check_scale(scale, params)
-    return loss, params, groups, rho, scale
+    return loss, params, jax.tree.map(lambda t: jnp.asarray(rho, t.dtype) * t, scale)
 
 
 def _project(point: PyTree, p: float) -> PyTree:
@@ -294,92 +294,65 @@ def _project(point: PyTree, p: float) -> PyTree:
     return jax.tree.map(lambda x: x / length.astype(x.dtype), point)
 
 
-def _perturbation(unit: PyTree, scale: PyTree, rho: jax.Array) -> PyTree:
-    """ε = ρ T u of a point u of the unit ball, in the dtypes of T."""
-    return jax.tree.map(
-        lambda u, t: jnp.asarray(rho, t.dtype) * t * u.astype(t.dtype), unit, scale
-    )
-
-
-def _add(params: PyTree, perturbation: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, e: x + e.astype(x.dtype), params, perturbation)
-
-
-def _scaled(gradient: PyTree, scale: PyTree) -> PyTree:
-    """The gradient in the coordinates of the unit ball, up to the factor ρ."""
-    return jax.tree.map(lambda g, t: g * t.astype(g.dtype), gradient, scale)
+def _times(tree: PyTree, radii: PyTree) -> PyTree:
+    """Leaf by leaf, in the dtypes of ρT: ε of a point in the unit ball."""
+    return jax.tree.map(lambda x, r: x.astype(r.dtype) * r, tree, radii)
 
 
 @programs.compiled(static_argnames="p")
-def _ascent(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    rho: jax.Array,
-    scale: PyTree,
-    p: float,
-) -> Sharpness:
-    loss, gradient = batches.mean_loss_and_grad(loss_fn, params, groups)
-    unit = numerics.dual_direction(_scaled(gradient, scale), p)
-    perturbation = _perturbation(unit, scale, rho)
-    perturbed = batches.mean_loss(loss_fn, _add(params, perturbation), groups)
-    return Sharpness(perturbed - loss, loss, perturbation)
+def _ascent(loss: batches.Loss, params: PyTree, radii: PyTree, p: float) -> Sharpness:
+    value, gradient = batches.mean_loss_and_grad(loss, params)
+    unit = numerics.dual_direction(_times(gradient, radii), p)
+    perturbation = _times(unit, radii)
+    perturbed = batches.mean_loss(loss, optax.apply_updates(params, perturbation))
+    return Sharpness(perturbed - value, value, perturbation)
 
 
 @programs.compiled(static_argnames="p")
 def _of_each_batch(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    rho: jax.Array,
-    scale: PyTree,
-    p: float,
+    loss: batches.Loss, params: PyTree, radii: PyTree, p: float
 ) -> MSharpness:
     def rise(batch: batches.Batch) -> jax.Array:
         alone = (jax.tree.map(lambda leaf: leaf[None], batch),)
-        return _ascent(loss_fn, params, alone, rho, scale, p).rise
+        return _ascent(loss._replace(groups=alone), params, radii, p).rise
 
-    rises = batches.map_over_batches(rise, groups)
-    weights = batches.batch_weights(groups, rises.dtype)
+    rises = batches.map_over_batches(rise, loss.groups)
+    weights = batches.batch_weights(loss.groups, rises.dtype)
     return MSharpness(jnp.sum(rises * weights), rises)
 
 
 @programs.compiled(static_argnames=("p", "num_steps"))
 def _worst(
-    loss_fn: Partial,
+    loss: batches.Loss,
     params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    rho: jax.Array,
-    scale: PyTree,
+    radii: PyTree,
     keys: jax.Array,
     p: float,
     num_steps: int,
 ) -> Sharpness:
     def at(unit: PyTree) -> PyTree:
-        return _add(params, _perturbation(unit, scale, rho))
+        return optax.apply_updates(params, _times(unit, radii))
 
     def better(a: tuple[jax.Array, PyTree], b: tuple[jax.Array, PyTree]) -> Any:
         # A loss that is not a number is kept, as argmax keeps it below: to hide that
         # the ball reaches there would be worse.
         take_b = (b[0] > a[0]) | jnp.isnan(b[0])
-        return jax.tree.map(lambda x, y: jnp.where(take_b, y, x), a, b)
+        return optax.tree.where(take_b, b, a)
 
     def step(carry: Any, length: jax.Array) -> tuple[Any, None]:
         unit, best = carry
-        value, gradient = batches.mean_loss_and_grad(loss_fn, at(unit), groups)
-        direction = numerics.dual_direction(_scaled(gradient, scale), p)
-        moved = jax.tree.map(
-            lambda u, d: u + length.astype(u.dtype) * d.astype(u.dtype), unit, direction
-        )
+        value, gradient = batches.mean_loss_and_grad(loss, at(unit))
+        direction = numerics.dual_direction(_times(gradient, radii), p)
+        moved = numerics.add_scaled(unit, length, direction)
         return (_project(moved, p), better(best, (value, unit))), None
 
     def climb(start: PyTree) -> tuple[jax.Array, PyTree]:
-        lengths = 2 * (1 - jnp.arange(num_steps, dtype=loss.dtype) / num_steps)
-        (unit, best), _ = jax.lax.scan(step, (start, (loss, centre)), lengths)
-        return better(best, (batches.mean_loss(loss_fn, at(unit), groups), unit))
+        lengths = 2 * (1 - jnp.arange(num_steps, dtype=clean.dtype) / num_steps)
+        (unit, best), _ = jax.lax.scan(step, (start, (clean, centre)), lengths)
+        return better(best, (batches.mean_loss(loss, at(unit)), unit))
 
-    loss = batches.mean_loss(loss_fn, params, groups)
-    centre = jax.tree.map(jnp.zeros_like, params)
+    clean = batches.mean_loss(loss, params)
+    centre = optax.tree.zeros_like(params)
     random = jax.vmap(lambda key: random_direction(key, params, p))(keys)
     starts = jax.tree.map(
         lambda one, more: jnp.concatenate([one[None], more]), centre, random
@@ -387,29 +360,21 @@ def _worst(
     tops, units = jax.lax.map(climb, starts)
     best = jnp.argmax(tops)
     unit = jax.tree.map(lambda leaf: leaf[best], units)
-    return Sharpness(tops[best] - loss, loss, _perturbation(unit, scale, rho))
+    return Sharpness(tops[best] - clean, clean, _times(unit, radii))
 
 
 @programs.compiled(static_argnames="p")
 def _average(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    rho: jax.Array,
-    scale: PyTree,
-    keys: jax.Array,
-    p: float,
+    loss: batches.Loss, params: PyTree, radii: PyTree, keys: jax.Array, p: float
 ) -> Estimate:
-    loss = batches.mean_loss(loss_fn, params, groups)
+    clean = batches.mean_loss(loss, params)
 
     def sample(key: jax.Array) -> jax.Array:
-        unit = random_direction(key, params, p)
+        perturbation = _times(random_direction(key, params, p), radii)
         ahead, behind = (
-            batches.mean_loss(
-                loss_fn, _add(params, _perturbation(unit, scale, sign * rho)), groups
-            )
+            batches.mean_loss(loss, numerics.add_scaled(params, sign, perturbation))
             for sign in (1, -1)
         )
-        return ((ahead - loss) + (behind - loss)) / 2
+        return ((ahead - clean) + (behind - clean)) / 2
 
     return estimate(jax.lax.map(sample, keys))

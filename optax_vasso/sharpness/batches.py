@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 
 from optax_vasso._internal import numerics
@@ -25,6 +26,19 @@ PyTree = Any
 Batch = PyTree
 # loss_fn(params, batch) -> scalar: the mean loss over the examples of the batch.
 LossFn = Callable[[PyTree, Batch], jax.Array]
+
+
+class Loss(NamedTuple):
+    """A loss with all of its data, as a compiled measure takes it.
+
+    Attributes:
+      loss_fn: what a :class:`jax.tree_util.Partial` binds is its leaves, so that other
+        values of it are other arguments of the same program.
+      groups: stacked batches; the one batch of a loss without data is ``None``.
+    """
+
+    loss_fn: Partial
+    groups: tuple[Batch, ...]
 
 
 class Estimate(NamedTuple):
@@ -155,20 +169,13 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     if not groups:
         raise ValueError(
             "batches is empty, so there is nothing to measure on: pass at least one"
-            " batch (an iterator that was used up before gives no more)."
+            " batch (an exhausted iterator gives none)."
         )
     return Batches(groups)
 
 
-def prepare(
-    loss_fn: LossFn, params: PyTree, data: Batch | Batches
-) -> tuple[Partial, tuple[Batch, ...]]:
+def prepare(loss_fn: LossFn, params: PyTree, data: Batch | Batches) -> Loss:
     """The loss and the data as a compiled measure takes them, after all checks.
-
-    Returns:
-      The loss as a tree (what a :class:`jax.tree_util.Partial` binds is its leaves, so
-      that other values of it are other arguments of the same program), and the groups
-      of batches.
 
     Raises:
       ValueError: if the parameters, the data or the loss cannot be measured.
@@ -180,7 +187,7 @@ def prepare(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), groups[0]
     )
     checks.check_loss(loss, params, shapes)
-    return loss, groups
+    return Loss(loss, groups)
 
 
 def as_groups(data: Batch | Batches) -> tuple[Batch, ...]:
@@ -241,21 +248,19 @@ def batch_weights(groups: tuple[Batch, ...], dtype: jnp.dtype) -> jax.Array:
     return jnp.asarray(sizes / sizes.sum(), dtype)
 
 
-def mean_loss(loss_fn: LossFn, params: PyTree, groups: tuple[Batch, ...]) -> jax.Array:
+def mean_loss(loss: Loss, params: PyTree) -> jax.Array:
     """The loss over all batches, a scalar."""
-    return mean_over_batches(lambda batch: loss_fn(params, batch), groups)
+    return mean_over_batches(lambda batch: loss.loss_fn(params, batch), loss.groups)
 
 
-def mean_loss_and_grad(
-    loss_fn: LossFn, params: PyTree, groups: tuple[Batch, ...]
-) -> tuple[jax.Array, PyTree]:
+def mean_loss_and_grad(loss: Loss, params: PyTree) -> tuple[jax.Array, PyTree]:
     """The loss over all batches and its gradient.
 
     Each batch is differentiated by itself: the derivative of the scan as a whole would
     keep the activations of all batches.
     """
-    value_and_grad = jax.value_and_grad(loss_fn)
-    return mean_over_batches(lambda batch: value_and_grad(params, batch), groups)
+    value_and_grad = jax.value_and_grad(loss.loss_fn)
+    return mean_over_batches(lambda batch: value_and_grad(params, batch), loss.groups)
 
 
 def _signature(batch: Batch) -> Any:
@@ -281,9 +286,7 @@ def _sum_over_group(
     first = jax.tree.map(lambda leaf: leaf[0], group)
     if number == 1:
         return widened(first)
-    zeros = jax.tree.map(
-        lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(widened, first)
-    )
+    zeros = optax.tree.zeros_like(jax.eval_shape(widened, first))
 
     def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, widened(batch)), None

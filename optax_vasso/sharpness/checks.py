@@ -6,6 +6,7 @@ remedy. Values that are not known yet, inside of a traced function, pass.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from optax_vasso._internal.checks import check_hyperparameter, check_integer, is_key
+from optax_vasso._internal import checks
 from optax_vasso.sharpness import programs
 
 PyTree = Any
@@ -22,15 +23,14 @@ PyTree = Any
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse a radius or a width that is not one positive finite number."""
-    allowed = "a positive finite number"
-    if callable(value):  # A schedule: there is no step here to ask it for.
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}.")
-    check_hyperparameter(name, value, allowed, lambda v: 0 < v < math.inf)
+    checks.check_number(
+        name, value, "a positive finite number", lambda v: 0 < v < math.inf
+    )
 
 
 def count(name: str, value: Any, low: int) -> int:
     """A number of samples, steps, products: known before a program is compiled."""
-    check_integer(name, value, low)
+    checks.check_integer(name, value, low)
     return int(value)
 
 
@@ -39,7 +39,7 @@ def key_or_default(key: Any) -> jax.Array:
     if key is None:
         return jax.random.key(0)
     is_raw = _is_array(key) and key.dtype == jnp.uint32 and key.ndim == 1
-    if is_raw or (_is_array(key) and is_key(key) and key.ndim == 0):
+    if is_raw or (_is_array(key) and checks.is_key(key) and key.ndim == 0):
         return key
     raise ValueError(
         f"key must be one random key, as jax.random.key(0) makes it, got {shown(key)}."
@@ -92,53 +92,36 @@ def check_float_params(name: str, params: PyTree) -> None:
                 " float64, so cast half precision up, and bind what is not trained to"
                 " the loss with jax.tree_util.Partial."
             )
-    for path, is_finite in _of_known(_are_finite, leaves).items():
-        if not is_finite:
-            raise ValueError(
-                f"{path} has entries that are NaN or infinite: measure at parameters"
-                " that are finite."
-            )
+    _check_entries(
+        leaves, jnp.isfinite, "NaN or infinite: measure where all are finite"
+    )
 
 
 def check_like(name: str, tree: PyTree, params: PyTree) -> None:
     """Refuse a direction, a perturbation or a scale that is not like the parameters."""
-    found, wanted = (
-        {keystr(path): leaf for path, leaf in tree_leaves_with_path(t)}
-        for t in (tree, params)
-    )
-    for path in [*wanted, *found]:
-        if path not in found or path not in wanted:
-            raise ValueError(
-                f"{name} has {'no' if path in wanted else 'an unknown'} leaf at"
-                f" {path or 'its root'}: pass a tree like params."
-            )
-        if jnp.shape(found[path]) != jnp.shape(wanted[path]):
-            raise ValueError(
-                f"{name}{path} has shape {jnp.shape(found[path])}, but params{path} has"
-                f" shape {jnp.shape(wanted[path])}: pass a tree like params."
-            )
-        if jnp.issubdtype(jnp.result_type(found[path]), jnp.complexfloating):
-            raise ValueError(
-                f"{name}{path} is complex, but params{path} is real: pass a tree like"
-                " params."
-            )
-    structures = {jax.tree.structure(tree), jax.tree.structure(params)}
-    if len(structures) > 1:
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(tree) != structure:
         raise ValueError(
-            f"{name} has other containers than params: pass a tree like params."
+            f"{name} has another tree structure than params"
+            f" ({checks.tree_difference(tree, params)}): pass a tree like params."
         )
+    leaves = zip(tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True)
+    for (path, leaf), like in leaves:
+        if jnp.shape(leaf) != jnp.shape(like) or jnp.iscomplexobj(leaf):
+            kind = "complex " if jnp.iscomplexobj(leaf) else ""
+            raise ValueError(
+                f"{name}{keystr(path)} has the {kind}shape {jnp.shape(leaf)}, but"
+                f" params{keystr(path)} has {jnp.shape(like)} and is real: pass a tree"
+                " like params."
+            )
 
 
 def check_scale(scale: PyTree, params: PyTree) -> None:
     """Refuse scales of a ball that are negative or not like the parameters."""
     check_like("scale", scale, params)
     leaves = {f"scale{keystr(path)}": x for path, x in tree_leaves_with_path(scale)}
-    for path, is_scale in _of_known(_are_scales, leaves).items():
-        if not is_scale:
-            raise ValueError(
-                f"{path} has entries that are negative, NaN or infinite: pass scales"
-                " >= 0, such as the magnitudes of params."
-            )
+    what = "negative, NaN or infinite: pass scales >= 0, as the magnitudes of params"
+    _check_entries(leaves, _is_scale, what)
 
 
 def check_batch(name: str, batch: PyTree) -> None:
@@ -230,23 +213,23 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _of_known(check: Any, leaves: dict[str, Any]) -> dict[str, bool]:
-    """What a check says of each leaf whose values are known.
+def _is_scale(entries: jax.Array) -> jax.Array:
+    return jnp.isfinite(entries) & (entries >= 0)
 
-    They are known even where a closure brings them into a traced function.
+
+def _check_entries(leaves: dict[str, Any], is_allowed: Any, what: str) -> None:
+    """Raise a ValueError for a leaf of known values that has an entry not allowed.
+
+    Inside jit, grad or vmap those of a tracer are not known; those of a leaf that is
+    closed over are.
     """
     known = {k: v for k, v in leaves.items() if not isinstance(v, jax.core.Tracer)}
     with jax.ensure_compile_time_eval():
-        return {name: bool(flag) for name, flag in check(known).items()}
+        for path, flag in _are_allowed(is_allowed, known).items():
+            if not flag:
+                raise ValueError(f"{path} has entries that are {what}.")
 
 
-@jax.jit
-def _are_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
-
-
-@jax.jit
-def _are_scales(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: (jnp.isfinite(leaf) & (leaf >= 0)).all() for name, leaf in leaves.items()
-    }
+@functools.partial(jax.jit, static_argnums=0)
+def _are_allowed(is_allowed: Any, leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: is_allowed(leaf).all() for name, leaf in leaves.items()}

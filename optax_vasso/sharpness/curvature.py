@@ -51,9 +51,8 @@ def hessian(
     Raises:
       ValueError: if the loss is not a scalar, the data are not batches, or the
         parameters are not finite.
-      TypeError: if JAX cannot differentiate the gradient, as where a
-        :func:`jax.custom_vjp` wraps what has no derivative of its own (a kernel, a
-        callback).
+      TypeError: if JAX cannot differentiate the gradient, as for a
+        :func:`jax.custom_vjp` around a kernel or callback without a derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,8 +63,8 @@ def hessian(
       >>> print(curvature(jnp.array([1.0, 1.0])))
       [4. 1.]
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
-    matvec = Partial(_hessian_product, loss, params, groups)
+    loss = batches.prepare(loss_fn, params, data)
+    matvec = Partial(_hessian_product, loss, params)
     _check_product(matvec, params, "Hessian", "differences of gradients")
     return matvec
 
@@ -105,7 +104,7 @@ def gauss_newton(
     model = checks.as_partial("model_fn", model_fn)
     output_loss = checks.as_partial("output_loss_fn", output_loss_fn)
     loss = Partial(_loss_of_outputs, model, output_loss)
-    _, groups = batches.prepare(loss, params, data)
+    groups = batches.prepare(loss, params, data).groups
     matvec = Partial(_gauss_newton_product, model, output_loss, params, groups)
     _check_product(matvec, params, "Gauss-Newton", "sharpness.hessian")
     return matvec
@@ -140,23 +139,18 @@ def _check_product(
         raise TypeError(
             f"JAX cannot form the {name}-vector product of this loss, since something"
             " in it has no forward derivative (a custom_vjp without a jvp, a kernel, a"
-            f" callback): use {alternative}, which can do without. JAX said: {error}"
+            f" callback): use {alternative}, which needs none. JAX said: {error}"
         ) from error
     lowered.add((structure, shapes))
 
 
 @programs.compiled
-def _hessian_product(
-    loss_fn: batches.LossFn,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    vector: PyTree,
-) -> PyTree:
+def _hessian_product(loss: batches.Loss, params: PyTree, vector: PyTree) -> PyTree:
     def of_batch(batch: batches.Batch) -> PyTree:
-        gradient = jax.grad(lambda x: loss_fn(x, batch))
+        gradient = jax.grad(lambda x: loss.loss_fn(x, batch))
         return jax.jvp(gradient, (params,), (vector,))[1]
 
-    return batches.mean_over_batches(of_batch, groups)
+    return batches.mean_over_batches(of_batch, loss.groups)
 
 
 @programs.compiled

@@ -31,16 +31,16 @@ def random_direction(key: jax.Array, params: PyTree, p: float) -> PyTree:
 
 
 def filter_normalized(key: jax.Array, params: PyTree) -> PyTree:
-    """A random direction whose filters are as long as those of the parameters.
+    """A random direction whose filters have the norms of the parameters' filters.
 
-    Standard normal, then every filter (what feeds one output: a slice along the last
+    Standard normal, then every filter (the inputs of one output: a slice along the last
     axis, as of Flax kernels) scaled to the norm of the same filter of ``params``, and
     zero for leaves of fewer than two axes (biases, scales). The loss along it compares
     between networks whose weights differ in size. Layers that are stacked for
     :func:`jax.lax.scan` have one more axis: unstack them, or a filter spans all layers.
 
     Args:
-      key: of the normal numbers.
+      key: random key of the normal numbers.
       params: a tree of float32 or float64 arrays.
 
     Returns:

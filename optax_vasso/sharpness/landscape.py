@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
+from optax_vasso._internal import numerics
 from optax_vasso.sharpness import batches, checks, programs
 
 PyTree = Any
@@ -22,7 +22,7 @@ class Line(NamedTuple):
     """Losses along a line.
 
     Attributes:
-      steps: where, shape ``(num_steps,)``: in units of the direction.
+      steps: positions in units of the direction, shape ``(num_steps,)``.
       losses: of the same shape.
     """
 
@@ -84,10 +84,10 @@ def along(
       Keskar et al., `On Large-Batch Training for Deep Learning: Generalization Gap and
       Sharp Minima <https://arxiv.org/abs/1609.04836>`_, 2017
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("direction", direction, params)
     steps = _vector("steps", steps)
-    return Line(steps, _along(loss, params, groups, direction, steps))
+    return Line(steps, _along(loss, params, direction, steps))
 
 
 def on_plane(
@@ -117,11 +117,11 @@ def on_plane(
     Raises:
       ValueError: as :func:`along`.
     """
-    loss, groups = batches.prepare(loss_fn, params, data)
+    loss = batches.prepare(loss_fn, params, data)
     checks.check_like("x_direction", x_direction, params)
     checks.check_like("y_direction", y_direction, params)
     x_steps, y_steps = _vector("x_steps", x_steps), _vector("y_steps", y_steps)
-    losses = _on_plane(loss, params, groups, x_direction, y_direction, x_steps, y_steps)
+    losses = _on_plane(loss, params, x_direction, y_direction, x_steps, y_steps)
     return Plane(x_steps, y_steps, losses)
 
 
@@ -136,40 +136,28 @@ def _vector(name: str, values: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(values, jnp.result_type(float))
 
 
-def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:
-    return jax.tree.map(
-        lambda x, v: x + step.astype(x.dtype) * v.astype(x.dtype), params, direction
-    )
-
-
 @programs.compiled
 def _along(
-    loss_fn: Partial,
-    params: PyTree,
-    groups: tuple[batches.Batch, ...],
-    direction: PyTree,
-    steps: jax.Array,
+    loss: batches.Loss, params: PyTree, direction: PyTree, steps: jax.Array
 ) -> jax.Array:
+    def at(step: jax.Array) -> jax.Array:
+        return batches.mean_loss(loss, numerics.add_scaled(params, step, direction))
+
     # One point after the other: side by side they would need the memory of them all.
-    return jax.lax.map(
-        lambda s: batches.mean_loss(loss_fn, _moved(params, direction, s), groups),
-        steps,
-    )
+    return jax.lax.map(at, steps)
 
 
 @programs.compiled
 def _on_plane(
-    loss_fn: Partial,
+    loss: batches.Loss,
     params: PyTree,
-    groups: tuple[batches.Batch, ...],
     x_direction: PyTree,
     y_direction: PyTree,
     x_steps: jax.Array,
     y_steps: jax.Array,
 ) -> jax.Array:
-    return jax.lax.map(
-        lambda t: _along(
-            loss_fn, _moved(params, y_direction, t), groups, x_direction, x_steps
-        ),
-        y_steps,
-    )
+    def along(step: jax.Array) -> jax.Array:
+        start = numerics.add_scaled(params, step, y_direction)
+        return _along(loss, start, x_direction, x_steps)
+
+    return jax.lax.map(along, y_steps)

@@ -76,18 +76,18 @@ def eigenpairs(
     """The k largest or smallest eigenvalues by the Lanczos iteration.
 
     The outermost eigenvalues converge first; look at ``residuals``, and raise
-    ``num_matvecs`` where they are too large. The Krylov basis takes the memory of
+    ``num_matvecs`` if they are too large. The Krylov basis takes the memory of
     ``num_matvecs`` sets of parameters.
 
     Args:
       matvec: a symmetric curvature, as of :func:`hessian`.
       params: a tree of the shapes, dtypes and shardings that the vectors have.
-      k: how many.
+      k: number of eigenvalues.
       which: ``"largest"`` for the largest, the largest first; ``"smallest"`` for the
         smallest (most negative), the smallest first.
       num_matvecs: the number of products, at least k; None for 40 + 2k, or the
         number of parameters where that is less.
-      key: of the random starting vector; None for ``jax.random.key(0)``.
+      key: random key of the starting vector; None for ``jax.random.key(0)``.
 
     Returns:
       :class:`Eigenpairs`. The vectors are sharded as the parameters are.
@@ -156,7 +156,7 @@ def trace(
       matvec: a curvature, as of :func:`hessian`.
       params: a tree of the shapes and dtypes that the vectors have.
       num_samples: the number of products, at least 2.
-      key: of the random signs; None for ``jax.random.key(0)``.
+      key: random key of the signs; None for ``jax.random.key(0)``.
 
     Returns:
       :class:`Estimate`; the standard error falls as 1/√num_samples.
@@ -207,8 +207,9 @@ def spectral_density(
       num_matvecs: products for each, cut to the number of parameters.
       bandwidth: standard deviation of the Gaussian, in units of the eigenvalues; None
         for 1% of the range that they span.
-      num_points: of the grid, which reaches 6 bandwidths past the eigenvalues.
-      key: of the starting vectors; None for ``jax.random.key(0)``.
+      num_points: number of points of the grid, which reaches 6 bandwidths past the
+        eigenvalues.
+      key: random key of the starting vectors; None for ``jax.random.key(0)``.
 
     Returns:
       :class:`SpectralDensity`.

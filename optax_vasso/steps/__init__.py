@@ -1,4 +1,4 @@
-"""What is done with a perturbation: two gradients per step, or one."""
+"""Apply a perturbation, with two gradients per step or one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to evaluate: the parameters without the perturbation that a state tells of."""
+"""The parameters to evaluate: without the perturbation that a state holds."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     Args:
       state: the state of any optimizer, in which :func:`optax_vasso.lagged` may stand
         anywhere: in a chain, in :func:`optax.partition`, :func:`optax.masked`,
-        :class:`optax.MultiSteps`, in a train state, in containers and wrappers of
-        others. It may have been restored from a checkpoint as nested dictionaries and
-        lists.
+        :class:`optax.MultiSteps`, in a train state, in containers and wrappers of other
+        libraries. It may have been restored from a checkpoint as nested dictionaries
+        and lists.
       params: the parameters of the training loop that belong to it, in any containers
         whose leaves have the names that they had in the loop.
 
@@ -47,10 +47,10 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       from. The parameters themselves if the optimizer is not lagged.
 
     Raises:
-      ValueError: if no optimizer state can be told in ``state``, as in ``None``, an
-        empty tuple, a tree of parameters, or the optimizer itself; if the parameters
-        are not those of the state, or the two are swapped; if the state has two
-        perturbations for one parameter, and only one of them is that of ``params``.
+      ValueError: if ``state`` holds no optimizer state, as ``None``, an empty tuple, a
+        tree of parameters, or the optimizer itself; if the parameters are not those of
+        the state, or the two are swapped; if the state has two perturbations for one
+        parameter, and only one of them is that of ``params``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -66,7 +66,8 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
       [2.7 3.6]
     """
     _check_order(state, params)
-    found = _lagged_states(state)
+    read = [read_state(below) for _, below in paths.nodes(state)]
+    found = [lagged_state for lagged_state in read if lagged_state is not None]
     if not found:
         _check_told(state, params)
         return params
@@ -86,28 +87,16 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     return structure.unflatten(map(unperturbed, leaves, perturbations))
 
 
-def _lagged_states(tree: PyTree) -> list[LaggedState]:
-    """The states of lagged optimizers in a tree, by the names of their fields."""
-    read = (read_state(below) for _, below in paths.nodes(tree))
-    return [state for state in read if state is not None]
-
-
 def _matched(state: LaggedState, params: PyTree) -> list[Any]:
     """The perturbation of every parameter, ``None`` where there is none."""
     try:
         return paths.match(perturbation_of(state), params)
     except paths.PathError as error:
-        if error.is_part:
-            raise ValueError(
-                f"params has another tree structure or other shapes than the "
-                f"parameters of this optimizer state ({error}): pass those that the "
-                "optimizer was made for, with NNX those of its wrt, as in "
-                "nnx.state(model, nnx.LoRAParam)."
-            ) from error
         raise ValueError(
             "params has another tree structure or other shapes than the parameters of "
-            f"this optimizer state ({error}): pass the state and the parameters of one "
-            "training loop."
+            f"this optimizer state ({error}): pass the parameters that the "
+            "optimizer was made for, with NNX those of its wrt, as in "
+            "nnx.state(model, nnx.LoRAParam), and the state of the same training loop."
         ) from error
 
 
@@ -138,7 +127,7 @@ def _check_told(state: PyTree, params: PyTree) -> None:
         return
     what = "the parameters" if is_params else f"a {type(state).__name__}"
     raise ValueError(
-        f"state is {what}, in which no optimizer state can be told: pass what the "
+        f"state is {what}, which holds no optimizer state: pass what the "
         "optimizer's init and update return, or restore it from the checkpoint with "
         "optimizer.init(params) as the target."
     )

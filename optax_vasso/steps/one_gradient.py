@@ -1,4 +1,4 @@
-"""One gradient per step: perturb with what the last step has left."""
+"""One gradient per step: perturb with the previous step's perturbation."""
 
 from __future__ import annotations
 
@@ -10,31 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_inexact,
-    check_leaves,
-    check_not_negative,
-    check_state,
-    check_structure,
-    check_transformation,
-    is_left_out,
-    require_params,
-    value_at,
-)
+from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.extra_args import (
     ValueFn,
     gradient_fn,
     passing,
     with_synonyms,
 )
-from optax_vasso._internal.trees import check_not_nested, follows_loss, of_ascent
+from optax_vasso.ascent.perturb import check_not_swapped
 
 PyTree = Any
 
 
-@of_ascent("ascent_state")
+@trees.of_ascent("ascent_state")
 class LaggedState(NamedTuple):
     """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} out of it.
 
@@ -63,11 +52,11 @@ class LaggedState(NamedTuple):
 
 
 class LaggedTransformation(optax.GradientTransformationExtraArgs):
-    """What :func:`optax_vasso.lagged` returns, which can also move parameters.
+    """The result of :func:`optax_vasso.lagged`, which can also move parameters.
 
     ``move(updates, state, params, **extra_args)`` is ``update``, but returns the new
-    parameters in place of their updates. It needs one buffer like the parameters less:
-    x_{t+1} takes the place of y_t before ‖d_t‖ is known.
+    parameters in place of their updates. It needs one copy of the parameters less:
+    x_{t+1} replaces y_t before ‖d_t‖ is known.
     """
 
     move: Callable[..., tuple[PyTree, LaggedState]]
@@ -82,17 +71,16 @@ def lagged(
     """Sharpness-aware training at one gradient per step, in any training loop.
 
     VaSSO's direction is an average over many steps, of which the newest gradient is a
-    small part. Leave it out: perturb x_t by the ε_{t−1} that the last step has left,
-    and feed the chain with the gradient taken there. Between steps the training loop's
-    ``params`` *are* the perturbed point y_t = x_t + ε_{t−1}, so with one gradient::
+    small part. So drop it: perturb x_t by the previous step's ε_{t−1}, and feed the
+    chain with the gradient at that point. During training the loop's ``params`` *are*
+    the perturbed point y_t = x_t + ε_{t−1}, so with one gradient::
 
         g_t = ∇f_{B_t}(y_t)
         x_{t+1} = x_t + optimizer(g_t, x_t)
         ε_t = ascent(g_t, x_t)
         y_{t+1} = x_{t+1} + ε_t
 
-    and nothing in the loop has to know. Evaluate, and keep as the result of training,
-    :func:`optax_vasso.eval_params`::
+    and the loop does not change. Evaluate and save :func:`optax_vasso.eval_params`::
 
         optimizer = lagged(
             optax.sgd(0.1, momentum=0.9),
@@ -105,18 +93,17 @@ def lagged(
             params = optax.apply_updates(params, updates)
         accuracy = evaluate(eval_params(state, params))
 
-    The loop has to add the updates as they are: what clips, scales or freezes them
-    afterwards changes the perturbation as well. Put such transformations into
-    ``optimizer``, and perturb a part of the parameters with
-    :func:`optax_vasso.ascent.masked_ascent`; :func:`optax_vasso.metrics.track_arrival`
-    checks it.
+    The loop has to add the updates unchanged: clipping, scaling or freezing them
+    afterwards changes the perturbation too. Put such transformations into
+    ``optimizer``; :func:`optax_vasso.metrics.track_arrival` checks it. To perturb a
+    part of the parameters, use :func:`optax_vasso.ascent.masked_ascent`.
 
-    Where the chain returns what is not finite, the last perturbation stays, so that x_t
-    can still be told.
+    If the chain returns a non-finite value, the last perturbation stays, so that x_t
+    can still be computed.
 
     Parameters of fewer than 32 bits round x_t + ε_{t−1} when the loop adds the updates.
-    The state holds in float32 how far they are from x_t, so that x_t itself moves by
-    the base optimizer's steps alone, however small they are.
+    The state holds their distance from x_t in float32, so that x_t moves exactly by the
+    base optimizer's steps, however small.
 
     Args:
       optimizer: the base optimizer. It sees g_t at x_t and, as extra arguments beside
@@ -128,8 +115,8 @@ def lagged(
         :func:`optax_vasso.clean_gradient`.
       rho: if given, the output of ``ascent`` counts as a direction only, to which ε_t
         is parallel with the 2-norm ρ: a number >= 0, a schedule of the step, or a
-        traced scalar. It is what :func:`optax_vasso.sam_perturb` at the end of the
-        chain would give, for less memory.
+        traced scalar. The result is that of :func:`optax_vasso.sam_perturb` at the end
+        of the chain, for less memory.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs no extra argument.
@@ -142,21 +129,22 @@ def lagged(
         mapped axis and the perturbation was not, or the state is not one of this
         transformation.
     """
-    check_transformation("optimizer", optimizer)
-    check_transformation("ascent", ascent)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_transformation("ascent", ascent)
     if rho is not None:
-        check_not_negative("rho", rho)
+        checks.check_not_negative("rho", rho)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> LaggedState:
-        check_leaves(params)
+        checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
-        check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        if follows_loss(ascent_state):
+        trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
+        if trees.follows_loss(ascent_state):
             raise ValueError(
-                "lagged knows no loss at unperturbed parameters, and the ascent has a "
-                "radius that follows from it: use sharpness_aware with split_batch()."
+                "the radius of the ascent follows the loss at unperturbed parameters, "
+                "which lagged does not have: use sharpness_aware with split_batch()."
             )
         try:
             given, _ = jax.eval_shape(
@@ -170,36 +158,24 @@ def lagged(
             # It needs an argument that only the training loop has; if something else is
             # wrong, update says so.
             given = params
-        # What a mask leaves out may be an integer, such as a quantized base.
-        check_inexact(
-            jax.tree.map(lambda x, d: None if is_left_out(d) else x, params, given)
+        # Where the chain gives nothing there is nothing to keep; what a mask leaves out
+        # may be an integer, such as a quantized base.
+        perturbed = jax.tree.map(
+            lambda x, d: None if checks.is_left_out(d) else x, params, given
         )
-        # Where the chain gives nothing there is nothing to keep.
-        direction = jax.tree.map(
-            lambda x, d: None if is_left_out(d) else _zeros(x), params, given
-        )
+        checks.check_inexact(perturbed)
         rounds = rho is not None and any(
-            jax.tree.leaves(
-                jax.tree.map(
-                    lambda x, d: d is not None and numerics.has_few_bits(x),
-                    params,
-                    direction,
-                )
-            )
+            map(numerics.has_few_bits, jax.tree.leaves(perturbed))
         )
         one = float(rho is None)
         # On a mapped axis its scalars vary with the parameters from the start.
         axes = mapped.varying_axes(params)
         return LaggedState(
             step=mapped.vary(jnp.zeros((), jnp.int32), axes),
-            direction=direction,
+            direction=jax.tree.map(_zeros, perturbed),
             scale=mapped.vary(numerics.state_scalar(one), axes),
             norm=mapped.vary(numerics.state_scalar(one), axes),
-            rounding=jax.tree.map(
-                lambda x, d: _zeros(x) if rounds and d is not None else None,
-                params,
-                direction,
-            ),
+            rounding=jax.tree.map(lambda x: _zeros(x) if rounds else None, perturbed),
             ascent_state=mapped.vary(ascent_state, axes),
             optimizer_state=optimizer_state,
         )
@@ -211,9 +187,8 @@ def lagged(
         params: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, LaggedState]:
-        require_params(params, "lagged")
-        check_state(state, LaggedState, "lagged")
-        check_structure(updates, state.direction, "lagged")
+        checks.check_update(state, LaggedState, params, "lagged")
+        checks.check_structure(updates, state.direction, "lagged")
         before = perturbation_of(state)
         extra_args = with_synonyms(extra_args)
         grad_fn = gradient_fn(extra_args.pop("grad_fn", None), extra_args)
@@ -221,7 +196,7 @@ def lagged(
             if extra_args.get(name) is not None:
                 extra_args[name] = _perturbed(extra_args[name], before)
         point = jax.tree.map(
-            lambda e, x: unperturbed(x, e), before, params, is_leaf=is_left_out
+            lambda e, x: unperturbed(x, e), before, params, is_leaf=checks.is_left_out
         )
         last = _scaled(state.norm, state.direction)
         output, ascent_state = ascent.update(
@@ -232,10 +207,10 @@ def lagged(
         )
         # Out of the parameters nothing could be taken again that is not finite.
         output = jax.tree.map(
-            lambda d, old: d if is_left_out(d) else numerics.finite_or(d, old),
+            lambda d, old: d if checks.is_left_out(d) else numerics.finite_or(d, old),
             output,
             last,
-            is_leaf=is_left_out,
+            is_leaf=checks.is_left_out,
         )
         step, optimizer_state = optimizer.update(
             updates,
@@ -302,7 +277,7 @@ def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
 
 def unperturbed(param: Any, perturbation: Any) -> Any:
     """One leaf of the parameters without its perturbation, in its own dtype."""
-    if is_left_out(perturbation):
+    if checks.is_left_out(perturbation):
         return param
     param = jnp.asarray(param)
     # Of x + ε, what varies with ε has been averaged away: x is not known any more.
@@ -339,7 +314,7 @@ def _start(
 
     Both in the precision of ε, however few bits the step has.
     """
-    if is_left_out(before) or is_left_out(output):
+    if checks.is_left_out(before) or checks.is_left_out(output):
         return (None,)
     start = -before if step is None else step.astype(before.dtype) - before
     if moves or numerics.has_few_bits(param):
@@ -363,7 +338,7 @@ def _finish(
         new = param if moves else None
         if step is not None:
             new = optax.apply_updates(param, step) if moves else step
-        if is_left_out(last):
+        if checks.is_left_out(last):
             return new, last, rounding
         # Where the chain had no gradient the perturbation stays what it was.
         kept = last_scale / jnp.where(scale == 0, 1, scale)
@@ -399,13 +374,7 @@ def _perturbed(value_fn: ValueFn, perturbation: PyTree) -> ValueFn:
 
     @functools.wraps(value_fn)
     def value_at_perturbed(params: PyTree, *args: Any, **kwargs: Any) -> jax.Array:
-        point = jax.tree.map(
-            lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-            perturbation,
-            params,
-            is_leaf=is_left_out,
-        )
-        return value_fn(point, *args, **kwargs)
+        return value_fn(trees.displaced(params, perturbation), *args, **kwargs)
 
     return value_at_perturbed
 

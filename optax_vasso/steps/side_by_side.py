@@ -1,8 +1,8 @@
 """Two gradients per step that do not wait for each other.
 
-SAM's second gradient is taken where the first one leads. Here both points are known
-when a step begins, so that a compiler, two halves of a mesh or two machines can compute
-the gradients side by side.
+SAM's second gradient depends on the first. Here both points are known when a step
+begins, so that a compiler, two halves of a mesh or two machines can compute the
+gradients in parallel.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_hyperparameter,
-    check_not_negative,
-    check_state,
-    check_structure,
-    require_params,
-    value_at,
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
+from optax_vasso._internal.extra_args import (
+    passing,
+    required_gradient_fn,
+    with_synonyms,
 )
-from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
 from optax_vasso.ascent.perturb import sam_perturb
 from optax_vasso.steps.evaluation import eval_params
 from optax_vasso.steps.one_gradient import LaggedState, lagged
@@ -35,13 +31,13 @@ PyTree = Any
 def clean_gradient() -> optax.GradientTransformationExtraArgs:
     """Feed a lagged ascent chain with the gradient at x_t: AsyncSAM's direction.
 
-    Stands first in the ascent chain of :func:`optax_vasso.lagged`, and replaces the
-    gradient at x_t + ε_{t−1} by a second one at x_t, which ``grad_fn`` gives::
+    Put it first in the ascent chain of :func:`optax_vasso.lagged`. It replaces the
+    gradient at x_t + ε_{t−1} by one at x_t, from ``grad_fn``::
 
         lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
 
-    The two gradients of a step are independent: the clean one shapes the perturbation
-    of the step after it.
+    The two gradients of a step are independent: the clean one determines the next
+    step's perturbation.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` without a state; ``update`` needs
@@ -64,9 +60,10 @@ def clean_gradient() -> optax.GradientTransformationExtraArgs:
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, optax.EmptyState]:
-        require_params(params, "clean_gradient")
-        grad_fn = gradient_fn(grad_fn, with_synonyms(extra_args))
-        _require_grad_fn(grad_fn, "clean_gradient")
+        checks.require_params(params, "clean_gradient")
+        grad_fn = required_gradient_fn(
+            "clean_gradient", grad_fn, with_synonyms(extra_args)
+        )
         return gradient_at(params, grad_fn, updates)[0], state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
@@ -94,15 +91,15 @@ def sampa(
     learning_rate: Hyperparameter,
     lmbda: Hyperparameter = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM parallelized: two gradients per step, at points that are both known before.
+    """SAM parallelized: two gradients per step, at points known in advance.
 
     With the loop's parameters at x̃_t = x_t + ρ ∇f(y_t)/‖∇f(y_t)‖::
 
         y_{t+1} = x_t − η ∇f(y_t)
         x_{t+1} = x_t + optimizer((1 − λ) ∇f(x̃_t) + λ ∇f(y_{t+1}), x_t)
 
-    where the loop takes ∇f(x̃_t), and ``grad_fn`` gives ∇f(y_{t+1}) on the same batch.
-    The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
+    where the loop computes ∇f(x̃_t), and ``grad_fn`` returns ∇f(y_{t+1}) on the same
+    batch. The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
 
     Args:
       optimizer: any Optax optimizer; the authors use SGD with momentum.
@@ -123,9 +120,9 @@ def sampa(
       Xie et al., `SAMPa: Sharpness-aware Minimization Parallelized
       <https://arxiv.org/abs/2410.10683>`_, 2024.
     """
-    check_not_negative("learning_rate", learning_rate)
-    check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
-    inner = lagged(optimizer, optax.chain(_extrapolated(), sam_perturb(rho)))
+    checks.check_not_negative("learning_rate", learning_rate)
+    checks.check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
+    inner = lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
 
     def init_fn(params: PyTree) -> SampaState:
         lagged_state = inner.init(params)
@@ -140,12 +137,10 @@ def sampa(
         grad_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SampaState]:
-        require_params(params, "sampa")
-        check_state(state, SampaState, "sampa")
-        check_structure(updates, state.gradient, "sampa")
+        checks.check_update(state, SampaState, params, "sampa")
+        checks.check_structure(updates, state.gradient, "sampa")
         extra_args = with_synonyms(extra_args)
-        grad_fn = gradient_fn(grad_fn, extra_args)
-        _require_grad_fn(grad_fn, "sampa")
+        grad_fn = required_gradient_fn("sampa", grad_fn, extra_args)
         clean = eval_params(state.lagged_state, params)
         rate = jnp.asarray(value_at(learning_rate, state.step))
         point = numerics.add_scaled(clean, -rate, state.gradient)
@@ -154,50 +149,20 @@ def sampa(
         mixed = numerics.add_scaled(
             updates,
             share,
-            # In float32 or wider: a difference may leave the range of float16.
-            numerics.map_updates(
-                jnp.subtract, *map(numerics.widen_tree, (gradient, updates))
-            ),
+            numerics.difference(gradient, updates),
         )
         new_updates, lagged_state = inner.update(
             mixed,
             state.lagged_state,
             params,
-            **passing(extra_args, extrapolated=gradient),
+            **passing(extra_args, grad_fn=lambda _: gradient),
         )
         step = optax.safe_increment(state.step)
         kept = jax.tree.map(
             numerics.finite_or,
-            numerics.fill_none(gradient, state.gradient),
+            numerics.cast_like(gradient, state.gradient),
             state.gradient,
         )
         return new_updates, SampaState(step, kept, lagged_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _extrapolated() -> optax.GradientTransformationExtraArgs:
-    """The gradient that :func:`sampa` passes on, in place of the one that descends."""
-
-    def update_fn(
-        updates: PyTree,
-        state: optax.EmptyState,
-        params: PyTree = None,
-        *,
-        extrapolated: PyTree = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
-        del params, extra_args
-        # Without it while lagged only asks for shapes.
-        return updates if extrapolated is None else extrapolated, state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
-
-
-def _require_grad_fn(grad_fn: Any, name: str) -> None:
-    if grad_fn is None:
-        raise ValueError(
-            f"{name} takes a second gradient and needs grad_fn, got None: call "
-            "update(grads, state, params, grad_fn=grad_fn) with grad_fn(params) -> "
-            "grads."
-        )

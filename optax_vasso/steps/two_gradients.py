@@ -9,26 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
-from optax_vasso._internal.checks import (
-    check_inexact,
-    check_integer,
-    check_leaves,
-    check_state,
-    check_structure,
-    check_transformation,
-    is_left_out,
-    require_params,
-    tree_difference,
+from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal.extra_args import (
+    passing,
+    required_gradient_fn,
+    with_synonyms,
 )
-from optax_vasso._internal.extra_args import gradient_fn, passing, with_synonyms
-from optax_vasso._internal.trees import (
-    Report,
-    check_not_nested,
-    follows_loss,
-    of_ascent,
-    tell_loss,
-)
+from optax_vasso.ascent.perturb import check_not_swapped
 from optax_vasso.gate import Gate, always, check_gate
 
 PyTree = Any
@@ -36,7 +23,7 @@ PyTree = Any
 GradFn = Callable[[PyTree], Any]
 
 
-@of_ascent("ascent_state")
+@trees.of_ascent("ascent_state")
 class SharpnessAwareState(NamedTuple):
     """State of :func:`optax_vasso.sharpness_aware`.
 
@@ -44,17 +31,17 @@ class SharpnessAwareState(NamedTuple):
       ascent_state: the state of the ascent chain.
       gate_state: the state of the gate.
       optimizer_state: the state of the base optimizer.
-      report: of the last step, what costs nothing: ``ascended``, whether it descended
-        on the perturbed gradient, a boolean scalar; and ``perturbed_loss``, the loss at
-        x_t + ε_t, a float32 (under x64 float64) scalar, which is zero without an
-        ascent or if ``grad_fn`` returns no values. :func:`optax_vasso.metrics.track`
-        measures more.
+      report: of the last step, metrics that cost nothing: ``ascended``, whether it
+        descended on the perturbed gradient, a boolean scalar; and ``perturbed_loss``,
+        the loss at x_t + ε_t, a float32 (under x64 float64) scalar, which is zero
+        without an ascent or if ``grad_fn`` returns no values.
+        :func:`optax_vasso.metrics.track` measures more.
     """
 
     ascent_state: optax.OptState
     gate_state: Any
     optimizer_state: optax.OptState
-    report: Report
+    report: trees.Report
 
 
 def sharpness_aware(
@@ -83,10 +70,9 @@ def sharpness_aware(
         params = optax.apply_updates(params, updates)
 
     With ``ascent_steps = k > 1`` the perturbation is built from k parts of length ρ/k,
-    each from the gradient at the point that the parts before it have reached, so it
-    stays in the ball of radius ρ. The averages of the ascent chain advance once per
-    step, with the clean gradient; each part uses them as if its own gradient were the
-    newest.
+    each from the gradient at the point reached by the previous parts, so it stays in
+    the ball of radius ρ. The averages of the ascent chain advance once per step, with
+    the clean gradient; each part uses them as if its own gradient were the newest.
 
     When the gate is closed, the base optimizer gets g_t and ``grad_fn`` is not
     evaluated (:func:`jax.lax.cond`). Under :func:`jax.vmap` a cond computes both
@@ -97,10 +83,10 @@ def sharpness_aware(
         receives ``clean_grads`` (g_t, like the parameters), ``ascended`` (R_t, a
         boolean scalar) and ``perturbation`` (ε_t, whole, also after several ascent
         steps). The descent transforms and :func:`optax_vasso.metrics.track` read them;
-        what does not need them ignores them, as everywhere in Optax.
+        other transformations ignore them.
       ascent: a transformation whose output is added to the parameters.
       gate: when to ascend; by default :func:`optax_vasso.gate.always`.
-      ascent_steps: gradients spent on the ascent, >= 1.
+      ascent_steps: number of gradients for the ascent, >= 1.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` with
@@ -147,19 +133,20 @@ def sharpness_aware(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
       Generalization <https://arxiv.org/abs/2010.01412>`_, 2021, Algorithm 1.
     """
-    check_transformation("optimizer", optimizer)
-    check_transformation("ascent", ascent)
-    check_integer("ascent_steps", ascent_steps, 1)
+    checks.check_transformation("optimizer", optimizer)
+    checks.check_transformation("ascent", ascent)
+    checks.check_integer("ascent_steps", ascent_steps, 1)
     optimizer = optax.with_extra_args_support(optimizer)
     ascent = optax.with_extra_args_support(ascent)
     gate = always() if gate is None else gate
     check_gate(gate)
 
     def init_fn(params: PyTree) -> SharpnessAwareState:
-        check_leaves(params)
+        checks.check_leaves(params)
         ascent_state, optimizer_state = ascent.init(params), optimizer.init(params)
-        check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
-        report = Report(
+        trees.check_not_nested(ascent=ascent_state, optimizer=optimizer_state)
+        check_not_swapped(ascent_state, optimizer_state)
+        report = trees.Report(
             {
                 "ascended": jnp.zeros((), bool),
                 "perturbed_loss": numerics.state_scalar(),
@@ -179,19 +166,10 @@ def sharpness_aware(
         grad_fn: GradFn | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SharpnessAwareState]:
-        require_params(params, "sharpness_aware")
-        check_state(state, SharpnessAwareState, "sharpness_aware")
-        check_structure(updates, params, "sharpness_aware")
+        checks.check_update(state, SharpnessAwareState, params, "sharpness_aware")
+        checks.check_structure(updates, params, "sharpness_aware")
         extra_args = with_synonyms(extra_args)
-        grad_fn = gradient_fn(grad_fn, extra_args)
-        if grad_fn is None:
-            raise ValueError(
-                "sharpness_aware takes a second gradient and needs grad_fn, got None: "
-                "call update(grads, state, params, grad_fn=grad_fn) with "
-                "grad_fn(params) -> grads (Flax's apply_gradients and "
-                "MultiSteps.gradient_transformation() drop it: call tx.update), or use "
-                "lagged, which needs none."
-            )
+        grad_fn = required_gradient_fn("sharpness_aware", grad_fn, extra_args)
 
         def perturb(grads: PyTree) -> tuple[PyTree, optax.OptState]:
             parts, ascent_state = ascent.update(
@@ -200,21 +178,11 @@ def sharpness_aware(
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
         def point(perturbation: PyTree) -> PyTree:
-            check_inexact(
-                jax.tree.map(
-                    lambda e, x: None if e is None else x,
-                    perturbation,
-                    params,
-                    is_leaf=lambda e: e is None,
-                )
+            # No update is no perturbation: the parameter is left out of training.
+            checks.check_inexact(
+                numerics.map_updates(lambda e, x: x, perturbation, params)
             )
-            return jax.tree.map(
-                # No update is no perturbation: the parameter is left out of training.
-                lambda e, x: x if e is None else optax.apply_updates(x, e),
-                perturbation,
-                params,
-                is_leaf=lambda e: e is None,
-            )
+            return trees.displaced(params, perturbation)
 
         first, ascent_state = perturb(updates)
 
@@ -227,7 +195,7 @@ def sharpness_aware(
         def ascend() -> tuple[PyTree, jax.Array, PyTree]:
             total = climb(first)
             grads, value = gradient_at(point(total), grad_fn, updates)
-            if value is None and follows_loss(ascent_state):
+            if value is None and trees.follows_loss(ascent_state):
                 raise ValueError(
                     "The ascent follows the perturbed loss and needs a grad_fn that "
                     "returns it, got gradients alone: pass grad_fn = "
@@ -250,8 +218,9 @@ def sharpness_aware(
         apart = mapped.disagreement(ascended, params)
         if apart:
             raise ValueError(
-                f"gate decides for each device of axis {apart[0]!r} alone, but they "
-                "share their parameters: let it decide from what is the same on all, "
+                f"gate decides for each device of axis {apart[0]!r} separately, but "
+                "the devices share their parameters: let it decide from a value that "
+                "is the same on all, "
                 f"such as jax.lax.pmean(value, {apart[0]!r})."
             )
         if ascended is True:
@@ -259,10 +228,10 @@ def sharpness_aware(
         else:
             descent, value, total = mapped.cond(ascended, ascend, stay)
         ascended = jnp.asarray(ascended)
-        if follows_loss(ascent_state):
+        if trees.follows_loss(ascent_state):
             # A step that did not ascend says nothing, and what is no number is ignored.
             found = jnp.where(ascended, value, jnp.nan)
-            ascent_state = tell_loss(ascent_state, found)
+            ascent_state = trees.tell_loss(ascent_state, found)
         new_updates, optimizer_state = optimizer.update(
             descent,
             state.optimizer_state,
@@ -274,7 +243,7 @@ def sharpness_aware(
                 perturbation=first if ascent_steps == 1 else total,
             ),
         )
-        report = Report({"ascended": ascended, "perturbed_loss": value})
+        report = trees.Report({"ascended": ascended, "perturbed_loss": value})
         ascent_state, gate_state, report = mapped.vary_like(
             (ascent_state, gate_state, report),
             (state.ascent_state, state.gate_state, state.report),
@@ -298,7 +267,7 @@ def gradient_at(
         raise ValueError(
             "grad_fn was given masked nodes in place of parameters, since optax.masked "
             "or optax.partition stands around the optimizer: put it into the base "
-            "optimizer, and choose what is perturbed by mask=."
+            "optimizer, and choose the perturbed leaves by mask=."
         ) from error
     structure: Any = jax.tree.structure(clean_grads)
     value = None
@@ -314,7 +283,7 @@ def gradient_at(
         raise ValueError(
             "grad_fn must return gradients with the shapes of those passed to update, "
             f"{shapes[1]}, got {shapes[0]}: differentiate the loss by the parameters "
-            "that it is given."
+            "passed to grad_fn."
         )
     return numerics.map_updates(
         lambda g, like: jnp.asarray(g).astype(like.dtype), result, clean_grads
@@ -322,7 +291,7 @@ def gradient_at(
 
 
 def _is_masked(params: PyTree) -> bool:
-    leaves = jax.tree.leaves(params, is_leaf=is_left_out)
+    leaves = jax.tree.leaves(params, is_leaf=checks.is_left_out)
     return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
@@ -372,8 +341,9 @@ def _split(result: Any, clean_grads: PyTree) -> tuple[jax.Array, list[Any]]:
     raise ValueError(
         "grad_fn must return gradients with the tree structure of those passed to "
         f"update, or (value, gradients), got {_in_words(result)} "
-        f"({tree_difference(result, clean_grads)}): differentiate the loss by the same "
-        "parameters, as in grad_fn = jax.grad(lambda params: loss(params, batch))."
+        f"({checks.tree_difference(result, clean_grads)}): differentiate the loss by "
+        "the same parameters, as in grad_fn = jax.grad(lambda params: loss(params, "
+        "batch))."
     )
 
 

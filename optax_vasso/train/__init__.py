@@ -1,4 +1,4 @@
-"""A compiled train step, the examples its gradients are taken on, and many devices.
+"""A compiled train step, the examples of its gradients, and many devices.
 
 :mod:`optax_vasso.train.checkpoint` needs Orbax, so it is imported by its full name.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from optax_vasso.train.averages import average_over, synchronized
 from optax_vasso.train.batches import (
+    Inputs,
     functional,
     microbatched,
     on_batch,
@@ -22,6 +23,7 @@ from optax_vasso.train.split import split_batch
 from optax_vasso.train.step import TrainState, init_train_state, make_train_step
 
 __all__ = [
+    "Inputs",
     "TrainState",
     "apart",
     "average_over",

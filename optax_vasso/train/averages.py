@@ -1,4 +1,4 @@
-"""Mapped axes: what is averaged over the devices, before an ascent or behind it."""
+"""Averages over mapped axes, before or after the ascent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optax
 from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import check_state, check_transformation
 from optax_vasso._internal.mapped import AxisName
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 PyTree = Any
@@ -22,7 +22,7 @@ PyTree = Any
 def synchronized(
     axis_name: AxisName, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """Average over a mapped axis: one perturbation for the batch of all devices.
+    """Average gradients over a mapped axis: one perturbation for all devices.
 
     For :func:`jax.pmap` and :func:`jax.shard_map`, where each device sees its own part
     of the batch. Loss, model state and gradients are averaged; keys differ from device
@@ -39,8 +39,8 @@ def synchronized(
     def make(loss_fn: LossFn) -> GradientFn:
         local = local_gradient(axis_name, gradient)(loss_fn)
 
-        def grad_fn(*args: Any) -> Any:
-            value, grads = local(*args)
+        def grad_fn(at: Inputs) -> Any:
+            value, grads = local(at)
             return value, jax.lax.pmean(grads, axis_name)
 
         return grad_fn
@@ -60,19 +60,14 @@ def local_gradient(
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
 
-        def on_device(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def on_device(at: Inputs) -> Any:
             _check_axis(axis_name)
+            params, clean = _own((at.params, at.clean), axis_name)
+            key = at.key
             if key is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            own, own_clean = _own((params, clean), axis_name)
             (loss, (model_state, aux)), grads = grad_fn(
-                own, model_state, batch, key, own_clean
+                at._replace(params=params, key=key, clean=clean)
             )
             loss, model_state = mean_of_floats((loss, model_state), axis_name)
             return (loss, (model_state, aux)), grads
@@ -95,14 +90,15 @@ class AverageOverState(NamedTuple):
 def average_over(
     optimizer: optax.GradientTransformation, axis_name: AxisName
 ) -> optax.GradientTransformationExtraArgs:
-    """Average what an optimizer sees over a mapped axis: the descent of local ascents.
+    """Average gradients over a mapped axis after local ascents.
 
-    It stands around the base optimizer, between the perturbations, one for each device,
-    and all that has to be the same on every device::
+    Put it around the base optimizer. It separates the perturbations, one per device,
+    from everything that must be the same on every device::
 
         vasso(average_over(optax.sgd(0.1), "data"))
 
-    What is chained before it sees the gradient of one device, and can keep no state.
+    A transformation chained before it sees the gradient of one device, and may keep no
+    state.
 
     The gradient is averaged, and with it the extra arguments ``clean_grads``, ``grad``
     and ``value``, and ``value_fn`` and ``obj_fn`` become means of the loss over the
@@ -114,7 +110,7 @@ def average_over(
     before any optimizer sees them; differentiate at
     ``jax.lax.pcast(params, axis_name, to="varying")`` instead, as
     :func:`optax_vasso.train.make_local_train_step` does. Gradients that are the same on
-    all devices are refused, since nothing tells a sum from a mean.
+    all devices raise an error, because they may be a sum.
 
     Args:
       optimizer: the base optimizer.
@@ -238,7 +234,7 @@ def _check_varies(updates: PyTree, axis_name: AxisName) -> None:
         if shared:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} is the same on all devices of "
-                f"axis {shared[0]!r}, so it is a sum that JAX has taken, or a mean: "
+                f"axis {shared[0]!r}, so it is already a sum or a mean: "
                 "differentiate at jax.lax.pcast(params, "
                 f'{shared[0]!r}, to="varying"), or leave average_over out.'
             )

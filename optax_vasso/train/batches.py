@@ -1,34 +1,47 @@
-"""Loss → gradient function: what a train step differentiates, and on which examples.
+"""Loss → gradient function: the gradients of a train step, and their examples.
 
-A gradient maker takes the loss of a train step and returns ``grad_fn(params,
-model_state, batch, key, clean) -> ((loss, (model_state, aux)), grads)``. ``clean`` is
-``None``, except where ``params`` are perturbed: then it is x_t, the parameters without
-the perturbation. Makers compose by their argument ``gradient``:
-``microbatched(8, part_of_batch(0.25))``.
+A gradient maker takes the loss of a train step and returns ``grad_fn(inputs) ->
+((loss, (model_state, aux)), grads)``, a function of :class:`Inputs`. Makers compose by
+their argument ``gradient``: ``microbatched(8, part_of_batch(0.25))``.
 """
 
 from __future__ import annotations
 
 import fractions
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_vasso._internal import mapped
-from optax_vasso._internal.checks import (
-    check_integer,
-    check_number,
-    check_transformation,
-    is_left_out,
-)
+from optax_vasso._internal import checks, mapped
+from optax_vasso._internal.trees import displaced
 from optax_vasso.train.losses import LossFn, as_network
 
 PyTree = Any
-GradientFn = Callable[..., tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
+
+
+class Inputs(NamedTuple):
+    """What a gradient is taken at and on.
+
+    Attributes:
+      params: the parameters to differentiate by.
+      model_state: what the model carries besides parameters.
+      batch: the examples, a tree of arrays.
+      key: a random key, or ``None``.
+      clean: x_t, where ``params`` are perturbed, and otherwise ``None``.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    batch: PyTree
+    key: jax.Array | None = None
+    clean: PyTree | None = None
+
+
+GradientFn = Callable[[Inputs], tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]]
 GradientMaker = Callable[[LossFn], GradientFn]
 
 
@@ -40,22 +53,15 @@ def whole_batch(loss_fn: LossFn) -> GradientFn:
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def grad_fn(
-        params: PyTree,
-        model_state: PyTree,
-        batch: PyTree,
-        key: jax.Array | None,
-        clean: PyTree | None = None,
-    ) -> Any:
-        del clean
-        value, grads = value_and_grad(params, model_state, batch, key)
+    def grad_fn(at: Inputs) -> Any:
+        value, grads = value_and_grad(at.params, at.model_state, at.batch, at.key)
         return value, jax.tree.map(jnp.conj, grads)
 
     return grad_fn
 
 
 def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """Go through the batch in parts, one after another, and average their gradients.
+    """Average the gradients of several parts of the batch, one after another.
 
     Memory for activations falls with the number of parts; for a loss that is a mean
     over examples the result is that of the whole batch. The sums are kept in float32
@@ -71,7 +77,7 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     parts.
 
     Args:
-      count: number of parts, >= 1; it has to divide the batch.
+      count: number of parts, >= 1, which divides the number of examples.
       gradient: the gradient of one part.
 
     Returns:
@@ -84,28 +90,22 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import microbatched, whole_batch
+      >>> from optax_vasso.train import Inputs, microbatched, whole_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean((batch - params) ** 2), (model_state, ())
       >>> params, batch = jnp.zeros(()), jnp.arange(8.0)
       >>> for gradient in (whole_batch, microbatched(4)):
-      ...     (loss, _), grads = gradient(loss_fn)(params, (), batch, None)
+      ...     (loss, _), grads = gradient(loss_fn)(Inputs(params, (), batch))
       ...     print(loss, grads)
       17.5 -7.0
       17.5 -7.0
     """
-    check_integer("count", count, 1)
+    checks.check_integer("count", count, 1)
 
     def make(loss_fn: LossFn) -> GradientFn:
         one_part = gradient(loss_fn)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def grad_fn(at: Inputs) -> Any:
             # Not optax.microbatching, whose parts these are: it gathers a batch that
             # is sharded over an explicit mesh axis, averages in the dtype of each leaf,
             # and takes floats only.
@@ -113,15 +113,15 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
                 lambda leaf: jnp.moveaxis(
                     leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
                 ),
-                check_examples(batch, count, "microbatches"),
+                check_examples(at.batch, count, "microbatches"),
             )
 
             def evaluate(index: jax.Array, part: PyTree) -> tuple[PyTree, PyTree]:
-                part_key = None if key is None else jax.random.fold_in(key, index)
-                (loss, (new_model_state, aux)), grads = one_part(
-                    params, model_state, part, part_key, clean
+                key = None if at.key is None else jax.random.fold_in(at.key, index)
+                (loss, (model_state, aux)), grads = one_part(
+                    at._replace(batch=part, key=key)
                 )
-                return jax.tree.map(jnp.asarray, (loss, new_model_state, grads)), aux
+                return jax.tree.map(jnp.asarray, (loss, model_state, grads)), aux
 
             shapes, _ = jax.eval_shape(
                 evaluate,
@@ -153,14 +153,12 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
 def part_of_batch(
     fraction: float, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """The gradient on a part of the batch: an ascent that costs less than a gradient.
+    """The gradient of a part of the batch: a cheaper ascent.
 
     As ``ascent_gradient`` of :func:`optax_vasso.make_train_step`, it makes a step cost
     1 + fraction gradients, and the descent sees the examples of the ascent again;
-    :func:`optax_vasso.train.split_batch` keeps them apart. Averaging the ascent over
-    steps does not make up for a small part: on digits with 75 % random labels VaSSO
-    reached 81.1 % on an eighth of the batch, SAM 83.0 %. The examples taken are spread
-    evenly, so that each device takes the same share of a sharded batch.
+    :func:`optax_vasso.train.split_batch` keeps them apart. The chosen examples are
+    spread evenly, so that each device takes the same share of a sharded batch.
 
     Args:
       fraction: share of the examples, in [1e-6, 1].
@@ -175,41 +173,29 @@ def part_of_batch(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import part_of_batch
+      >>> from optax_vasso.train import Inputs, part_of_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean(batch * params), (model_state, ())
       >>> gradient = part_of_batch(0.25)(loss_fn)
-      >>> _, grads = gradient(jnp.ones(()), (), jnp.arange(8.0), None)
+      >>> _, grads = gradient(Inputs(jnp.ones(()), (), jnp.arange(8.0)))
       >>> print(grads)  # the mean of examples 0 and 4
       2.0
     """
     # In float32, in which all numbers are looked at, 1e-6 is a little less.
     least = np.float32(1e-6)
-    check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
+    checks.check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
     share = fractions.Fraction(fraction).limit_denominator(10**6)
     taken, of = share.numerator, share.denominator
 
-    def make(loss_fn: LossFn) -> GradientFn:
-        grad_fn = gradient(loss_fn)
+    def choose(batch: PyTree) -> PyTree:
+        batch = check_examples(batch, of, f"a fraction of {share}")
+        return take_of_groups(batch, of, slice(None, taken))
 
-        def on_part(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            batch = check_examples(batch, of, f"a fraction of {share}")
-            part = take_of_groups(batch, of, slice(None, taken))
-            return grad_fn(params, model_state, part, key, clean)
-
-        return on_part
-
-    return make
+    return on_chosen(choose, gradient)
 
 
 def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """The gradient on one of several batches that a step gets together.
+    """The gradient of one of several batches that a step receives together.
 
     ``gradient=on_batch("descent"), ascent_gradient=on_batch("ascent")`` ascends and
     descends on different examples; the batch is then
@@ -220,31 +206,31 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
       gradient: the gradient on it.
     """
 
+    def choose(batch: PyTree) -> PyTree:
+        if jax.tree_util.all_leaves([batch]):
+            raise ValueError(
+                f"on_batch({name!r}) needs several batches, got one array of shape "
+                f"{jnp.shape(batch)}: pass them in a dict or a tuple."
+            )
+        try:
+            return batch[name]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
+                f"got {jax.tree.structure(batch)}."
+            ) from error
+
+    return on_chosen(choose, gradient)
+
+
+def on_chosen(
+    choose: Callable[[PyTree], PyTree], gradient: GradientMaker
+) -> GradientMaker:
+    """The gradient on what a function chooses of the batch."""
+
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
-
-        def on_named(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            if jax.tree_util.all_leaves([batch]):
-                raise ValueError(
-                    f"on_batch({name!r}) needs several batches, got one array of shape "
-                    f"{jnp.shape(batch)}: pass them in a dict or a tuple."
-                )
-            try:
-                chosen = batch[name]
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(
-                    f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
-                    f"got {jax.tree.structure(batch)}."
-                ) from error
-            return grad_fn(params, model_state, chosen, key, clean)
-
-        return on_named
+        return lambda at: grad_fn(at._replace(batch=choose(at.batch)))
 
     return make
 
@@ -252,11 +238,11 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
 def functional(network: Callable[..., Any]) -> GradientMaker:
     """The gradient of Functional SAM: of the network at x + ε, of the loss at x.
 
-    For a loss L(F(x)) of a network's outputs, SAM descends along
-    J(x + ε)ᵀ ∇_F L(F(x + ε)), with the Jacobian J of F. Functional SAM keeps the
-    cotangent of the clean point, J(x + ε)ᵀ ∇_F L(F(x)): it regularizes the function
-    that the network computes and leaves out what makes the logits small, which hurts
-    language models. The loss of the train step is then that of the *outputs*::
+    For a loss L(F(x)) of a network's outputs, SAM descends along J(x + ε)ᵀ ∇_F
+    L(F(x + ε)), with the Jacobian J of F. Functional SAM keeps the cotangent of the
+    clean point, J(x + ε)ᵀ ∇_F L(F(x)): it regularizes the network's function, without
+    the pressure to shrink the logits that hurts language models. The loss of the train
+    step is then a function of the *outputs*::
 
         def network(params, batch):
             return model.apply(params, batch["inputs"])
@@ -270,15 +256,14 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 
     It costs no more than SAM: at x it is the gradient of the loss, and the compiler
     evaluates F(x) once. Inside :func:`microbatched`, behind a gate or with
-    ``separate_keys`` it is evaluated again, which is a third of a gradient. It is meant
-    for :func:`optax_vasso.sharpness_aware`; where a step takes a single gradient there
-    is no clean point, and it changes nothing.
+    ``separate_keys`` it is evaluated again, which is a third of a gradient. With one
+    gradient per step there is no clean point, and it changes nothing.
 
     Args:
       network: ``network(params, batch) -> outputs``, any tree of float arrays. Like a
         loss, it may take ``model_state`` and then return ``(outputs, new_model_state)``
-        and it may take ``key``. What the loss knows of the parameters, a penalty for
-        instance, has to be among the outputs.
+        and it may take ``key``. Anything else that the loss needs of the parameters,
+        such as a penalty, has to be among the outputs.
 
     Returns:
       A gradient maker for :func:`optax_vasso.make_train_step`, whose loss is
@@ -289,12 +274,12 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import functional
+      >>> from optax_vasso.train import Inputs, functional
       >>> def loss_fn(outputs, model_state, batch, key):
       ...     return jnp.sum(outputs**2) / 2, (model_state, ())
       >>> gradient = functional(lambda params, batch: params**2)(loss_fn)
       >>> clean, perturbed = jnp.array(1.0), jnp.array(1.5)
-      >>> _, grads = gradient(perturbed, (), (), None, clean)
+      >>> _, grads = gradient(Inputs(perturbed, (), (), clean=clean))
       >>> print(grads)  # 2 · 1.5, the Jacobian there, times 1², the outputs here
       3.0
 
@@ -307,21 +292,15 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
     def make(loss_fn: LossFn) -> GradientFn:
         of_outputs = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
+        def grad_fn(at: Inputs) -> Any:
             def run(params: PyTree) -> tuple[PyTree, PyTree]:
-                return evaluate(params, model_state, batch, key)
+                return evaluate(params, at.model_state, at.batch, at.key)
 
-            outputs, pullback, new_state = jax.vjp(run, params, has_aux=True)
-            result, cotangent = of_outputs(outputs, new_state, batch, key)
-            if clean is not None:
-                outputs, new_state = run(clean)
-                _, cotangent = of_outputs(outputs, new_state, batch, key)
+            outputs, pullback, new_state = jax.vjp(run, at.params, has_aux=True)
+            result, cotangent = of_outputs(outputs, new_state, at.batch, at.key)
+            if at.clean is not None:
+                outputs, new_state = run(at.clean)
+                _, cotangent = of_outputs(outputs, new_state, at.batch, at.key)
             (grads,) = pullback(cotangent)
             return result, jax.tree.map(jnp.conj, grads)
 
@@ -333,7 +312,7 @@ def functional(network: Callable[..., Any]) -> GradientMaker:
 def perturbed(
     ascent: optax.GradientTransformation, gradient: GradientMaker = whole_batch
 ) -> GradientMaker:
-    """The gradient at a perturbation of its own: m-sharpness, part by part.
+    """The gradient at a perturbation made from the same examples: m-sharpness.
 
     ``microbatched(4, perturbed(sam_perturb(0.1)))`` around a plain optimizer perturbs
     every microbatch by an ε from that microbatch's gradient, and descends along the
@@ -344,11 +323,10 @@ def perturbed(
     Loss, model state and ``aux`` are those of the clean evaluation.
 
     Args:
-      ascent: the ascent chain, without a memory: an average over steps has no place
-        inside a gradient. It gets the loss as ``value``. In float16 with a loss scale
-        its gradients are scaled, which a chain whose perturbation has a length of its
-        own, as :func:`optax_vasso.sam_perturb`, does not notice.
-      gradient: the gradient that is taken twice.
+      ascent: an ascent chain without averages or schedules. It receives the loss as
+        ``value``, and in float16 with a loss scale scaled gradients, which do not
+        affect :func:`optax_vasso.sam_perturb`.
+      gradient: the gradient to compute at both points.
 
     Returns:
       A gradient maker.
@@ -360,42 +338,30 @@ def perturbed(
     Examples:
       >>> import jax.numpy as jnp
       >>> from optax_vasso import sam_perturb
-      >>> from optax_vasso.train import perturbed
+      >>> from optax_vasso.train import Inputs, perturbed
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.sum(params**2) / 2, (model_state, ())
       >>> gradient = perturbed(sam_perturb(rho=0.5))(loss_fn)
-      >>> (loss, _), grads = gradient(jnp.array([3.0, 4.0]), (), (), None)
+      >>> (loss, _), grads = gradient(Inputs(jnp.array([3.0, 4.0]), (), ()))
       >>> print(loss, grads)
       12.5 [3.3 4.4]
     """
-    check_transformation("ascent", ascent)
+    checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
 
     def make(loss_fn: LossFn) -> GradientFn:
         evaluate = gradient(loss_fn)
 
-        def grad_fn(
-            params: PyTree,
-            model_state: PyTree,
-            batch: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> Any:
-            del clean
-            result, grads = evaluate(params, model_state, batch, key, None)
+        def grad_fn(at: Inputs) -> Any:
+            result, grads = evaluate(at._replace(clean=None))
 
             def perturb(state: optax.OptState) -> PyTree:
-                return ascent.update(grads, state, params, value=result[0])[0]
+                return ascent.update(grads, state, at.params, value=result[0])[0]
 
-            state = ascent.init(params)
+            state = ascent.init(at.params)
             _check_without_memory(perturb, state)
-            point = jax.tree.map(
-                lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
-                perturb(state),
-                params,
-                is_leaf=is_left_out,
-            )
-            _, grads = evaluate(point, model_state, batch, key, params)
+            point = displaced(at.params, perturb(state))
+            _, grads = evaluate(at._replace(params=point, clean=at.params))
             return result, grads
 
         return grad_fn
@@ -415,8 +381,8 @@ def _check_without_memory(
         jax.eval_shape(jax.vmap(perturb, out_axes=None), two)
     except ValueError as error:
         raise ValueError(
-            "ascent has a memory, an average over steps or a schedule, which does not "
-            "advance inside a gradient: pass a perturbation alone, such as "
+            "ascent has an average over steps or a schedule, which does not advance "
+            "inside a gradient: pass only a perturbation, such as "
             "sam_perturb(0.1), or use sharpness_aware."
         ) from error
 
@@ -457,7 +423,7 @@ def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
             )
         if leaf.shape[0] % parts:
             raise ValueError(
-                f"{name} has {leaf.shape[0]} examples, which {parts} does not divide, "
-                f"as {what} need: change one of the two."
+                f"{name} has {leaf.shape[0]} examples, but {what} need a multiple of "
+                f"{parts}: change one of the two."
             )
     return batch

@@ -1,9 +1,9 @@
-"""Saving a train state with Orbax, so that a run killed at any step can go on.
+"""Save a train state with Orbax, so that a run killed at any step can continue.
 
 Needs Orbax: ``pip install '.[checkpoint]'`` in a clone. Each process writes its own
-shards. A checkpoint appears under its number only when it is whole, and no number is
-used twice: a machine that dies or a disk that fills while saving leaves the last good
-one in place. A digest of what was saved finds damage to the files.
+shards. A checkpoint appears under its number only when it is complete, and no number is
+used twice, so a crash or a full disk while saving leaves the last good one in place. A
+digest detects damage to the files.
 """
 
 from __future__ import annotations
@@ -34,15 +34,8 @@ except ImportError as error:
         "a clone of optax_vasso."
     ) from error
 
+from optax_vasso._internal import description
 from optax_vasso._internal.checks import is_key
-from optax_vasso._internal.description import (
-    as_json,
-    check_same,
-    describe,
-    digests,
-    sealed,
-    unsealed,
-)
 from optax_vasso._internal.locks import lock
 
 PyTree = Any
@@ -55,19 +48,18 @@ class Checkpoints(NamedTuple):
     """The checkpoints of a run, as three functions.
 
     Attributes:
-      save: (state) -> None. Writes the state and blocks until it is whole, then
-        deletes the oldest checkpoints beyond ``keep``. Those that ``restore`` found
-        damaged are set aside: ``7`` becomes ``7.damaged``. The checkpoint is numbered
-        by its step, the largest one if there are several, or by the next free number if
-        the run went back. Raises OSError if it cannot be written; the earlier ones are
-        kept.
+      save: (state) -> None. Writes the state, blocks until it is complete, then deletes
+        the oldest checkpoints beyond ``keep``. Those that ``restore`` found damaged are
+        renamed: ``7`` becomes ``7.damaged``. The checkpoint is numbered by its step,
+        the largest one if there are several, or by the next free number if the run went
+        back. Raises OSError if it cannot be written; the earlier ones are kept.
       restore: (like) -> state, or ``like`` itself if there is no checkpoint yet.
         ``like`` has the structure, the shardings and the mesh to restore onto. Writes
-        nothing. A damaged checkpoint gives way to the one before, with a warning: one
-        that is incomplete, cannot be decoded, or has another digest than what was
-        saved. Raises ValueError if the newest intact one is of another format,
-        configuration or state, and OSError if all are damaged, or if one cannot be read
-        for another reason, even after two more attempts.
+        nothing. A damaged checkpoint, which is incomplete, cannot be decoded or has
+        another digest, is skipped for the previous one with a warning. Raises
+        ValueError if the newest intact one is of another format, configuration or
+        state, and OSError if all are damaged, or if one cannot be read for another
+        reason, even after two more attempts.
       close: () -> None, when the run is over; another run may then open the directory.
         After it, ``save`` and ``restore`` raise ValueError.
     """
@@ -88,15 +80,15 @@ def checkpoints(
     is opened without a lock, to restore from it.
 
     Args:
-      directory: where they go; created if it does not exist. Several processes need one
-        that all of them can reach. A URL such as ``gs://bucket/run`` is passed to Orbax
+      directory: folder of the checkpoints, created if it does not exist. All processes
+        must be able to reach it. A URL such as ``gs://bucket/run`` is passed to Orbax
         and is not locked.
-      config: what identifies this run (recipe, hyperparameters, sizes): names and
-        values that JSON can hold, NumPy's numbers and arrays among them. A checkpoint
-        of another configuration is refused; tuples and lists are the same here, and so
-        are a key 1 and a key "1", and NaN equals itself.
-      keep: how many intact ones to keep, >= 1. Two or more leave one to go back to if
-        the newest turns out to be damaged.
+      config: configuration of the run (recipe, hyperparameters, sizes): names and
+        values that JSON can hold, or NumPy numbers and arrays. Restoring a checkpoint
+        of another configuration raises an error; tuples equal lists, a key 1 equals a
+        key "1", and NaN equals itself.
+      keep: number of intact checkpoints to keep, >= 1. Two or more leave one to return
+        to if the newest is damaged.
 
     Raises:
       ValueError: if keep is less than 1 or config has a value that JSON cannot hold.
@@ -104,7 +96,7 @@ def checkpoints(
     """
     if not isinstance(keep, numbers.Integral) or keep < 1:
         raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
-    config = as_json(config)
+    config = description.as_json(config)
     directory = os.fspath(directory)
     is_url = "://" in directory
     folder = epath.Path(directory if is_url else os.path.abspath(directory))
@@ -158,10 +150,11 @@ def checkpoints(
         step = int(jnp.max(state.step))
         number = max(step, newest() + 1)
         arrays = _as_dict(state)
-        description = describe(state, config) | {"digests": digests(arrays)}
+        digests = description.digests(arrays)
+        described = description.describe(state, config) | {"digests": digests}
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays),
-            description=ocp.args.JsonSave(sealed(description)),
+            description=ocp.args.JsonSave(description.sealed(described)),
         )
         _, error = _everywhere(lambda: write(number, args))
         if error:
@@ -190,9 +183,9 @@ def checkpoints(
                 break
             if not _is_damage(error):
                 raise OSError(
-                    f"checkpoint {number} in {folder} cannot be read at present "
-                    f"({_first_line(error)}): start again when it can, or rename it to "
-                    "go back to the one before."
+                    f"checkpoint {number} in {folder} cannot be read now "
+                    f"({_first_line(error)}): try again later, or rename it to use the "
+                    "previous one."
                 )
             damaged.add(number)
             reasons.append(f"checkpoint {number}: {_first_line(error)}")
@@ -246,13 +239,15 @@ def _read(
     one that cannot read its shards leaves none of them hanging.
     """
     described, error = _persistently(
-        lambda: unsealed(ocp.JsonCheckpointHandler().restore(folder / "description"))
+        lambda: description.unsealed(
+            ocp.JsonCheckpointHandler().restore(folder / "description")
+        )
     )
     if isinstance(error, FileNotFoundError):
         return None, ValueError("it has no description")
     if error:
         return None, error
-    check_same(described, describe(like, config), folder)
+    description.check_same(described, description.describe(like, config), folder)
     handler = ocp.StandardCheckpointHandler()
     wanted = ocp.args.StandardRestore(_abstract(_as_dict(like)))
     arrays, error = _persistently(
@@ -260,7 +255,7 @@ def _read(
     )
     if error:
         return None, error
-    found = digests(arrays)
+    found = description.digests(arrays)
     changed = sum(found[name] != described["digests"][name] for name in found)
     if changed:
         text = f"{changed} of its {len(found)} arrays are not as they were"

@@ -1,4 +1,4 @@
-"""m-sharpness: a perturbation for each group of examples, on devices or on one."""
+"""m-sharpness: one perturbation per group of examples, on one or many devices."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def init_local_state(
       params: initial parameters.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
         around its base.
-      groups: the number of groups that each ascend on their own examples; with a mesh,
+      groups: number of groups, each of which ascends on its own examples; with a mesh,
         the size of its axis.
-      mesh: the devices, if there are several.
+      mesh: mesh of devices, if there are several.
       axis: the axis of the mesh over which the batch is divided.
       model_state: as in :func:`optax_vasso.init_train_state`.
       key: as in :func:`optax_vasso.init_train_state`.
@@ -83,11 +83,11 @@ def init_local_state(
                 "devices: the two have to agree."
             )
     state = map_ascent(
-        lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), lambda x: x, state
+        state, lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape))
     )
     if mesh is None:
         return state
-    specs = map_ascent(lambda _: P(axis), lambda _: P(), state)
+    specs = map_ascent(state, lambda _: P(axis), lambda _: P())
     return jax.device_put(state, jax.tree.map(lambda s: NamedSharding(mesh, s), specs))
 
 
@@ -104,14 +104,14 @@ def make_local_train_step(
 ) -> Step:
     """Compile a step in which each device ascends on its own part of the batch.
 
-    This is m-sharpness: a perturbation for every part, each from the gradient and the
-    averages of that part, and a descent along the mean of the perturbed gradients. It
-    costs one all-reduce of a gradient per step, as plain training does; the
-    synchronized step costs two. Parameters are replicated over the axis; other axes of
-    the mesh may divide them. Without a mesh, the groups share one device.
+    This is m-sharpness: each part has its own perturbation and averages, and the
+    descent follows the mean of the perturbed gradients. It costs one all-reduce of a
+    gradient per step, as plain training does; the synchronized step costs two.
+    Parameters are replicated over the axis; other axes of the mesh may divide them.
+    Without a mesh, the groups share one device.
 
     Args:
-      loss_fn: as in :func:`optax_vasso.make_train_step`; it is given one part.
+      loss_fn: as in :func:`optax_vasso.make_train_step`; it receives one part.
       optimizer: a sharpness-aware optimizer with :func:`optax_vasso.train.average_over`
         of this axis around its base.
       mesh: the devices, or ``None`` for groups on one device.
@@ -155,14 +155,14 @@ def make_local_train_step(
     def on_device(
         state: TrainState, batch: PyTree
     ) -> tuple[TrainState, PyTree, PyTree]:
-        state = map_ascent(lambda leaf: leaf[0], lambda leaf: leaf, state)
+        state = map_ascent(state, lambda leaf: leaf[0])
         state, metrics, aux = on_one(state, batch)
-        shared = map_ascent(lambda _: None, lambda leaf: leaf, state)
+        shared = map_ascent(state, lambda _: None)
         for name, tree in (("state", shared), ("metrics", metrics)):
             for path, leaf in jax.tree.leaves_with_path(tree):
                 if axis in mapped.varying_axes(leaf):
                     raise _not_shared(f"{name}{jax.tree_util.keystr(path)}", axis)
-        state = map_ascent(lambda leaf: leaf[None], lambda leaf: leaf, state)
+        state = map_ascent(state, lambda leaf: leaf[None])
         return state, metrics, jax.tree.map(lambda leaf: leaf[None], aux)
 
     def train_step(
@@ -175,12 +175,12 @@ def make_local_train_step(
             batch = jax.tree.map(
                 lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), batch
             )
-            axes = map_ascent(lambda _: 0, lambda _: None, state)
+            axes = map_ascent(state, lambda _: 0, lambda _: None)
             step_of_all = jax.vmap(
                 on_one, axis_name=axis, in_axes=(axes, 0), out_axes=(axes, None, 0)
             )
         else:
-            specs = map_ascent(lambda _: P(axis), lambda _: P(), state)
+            specs = map_ascent(state, lambda _: P(axis), lambda _: P())
             step_of_all = jax.shard_map(
                 on_device,
                 mesh=mesh,
@@ -209,7 +209,7 @@ def _not_shared(what: str, axis: str) -> ValueError:
 
 def _groups(state: TrainState) -> int:
     leaves: list[Any] = []
-    map_ascent(leaves.append, lambda leaf: leaf, state.opt_state)
+    map_ascent(state.opt_state, leaves.append)
     if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
         raise ValueError(
             "state is not one of a local ascent: make it with init_local_state."

@@ -1,4 +1,4 @@
-"""The losses that users write, as the one form that the train step works with."""
+"""Bring the losses that users write into the one signature of the train step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORM = (
 
 
 def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
-    """A loss that takes and returns everything, from one that takes what it needs.
+    """A loss of all arguments and results, from one that takes what it needs.
 
     Args:
       loss_fn: takes the parameters first, the batch under any name, and what it needs
@@ -38,10 +38,8 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
     """
     call, has_state = _by_role(loss_fn, "loss_fn")
 
-    def canonical(
-        params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
-    ) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
-        result = call(params, model_state, batch, key)
+    def canonical(params: PyTree, model_state: PyTree, *rest: Any) -> Any:
+        result = call(params, model_state, *rest)
         return _split(result, has_state, has_aux, model_state)
 
     return canonical
@@ -63,10 +61,8 @@ def as_network(network: Callable[..., Any]) -> Callable[..., tuple[PyTree, PyTre
     """
     call, has_state = _by_role(network, "network")
 
-    def canonical(
-        params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        result = call(params, model_state, batch, key)
+    def canonical(params: PyTree, model_state: PyTree, *rest: Any) -> Any:
+        result = call(params, model_state, *rest)
         if not has_state:
             return result, model_state
         form = "(outputs, new_model_state), since it takes model_state"
@@ -152,24 +148,20 @@ def _arguments(
 def _split(
     result: Any, has_state: bool, has_aux: bool, model_state: PyTree
 ) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
-    forms = {
-        (False, False): "the loss alone",
-        (True, False): "(loss, new_model_state), since it takes model_state",
-        (False, True): "(loss, aux), since has_aux is True",
-        (True, True): "(loss, (new_model_state, aux)), since it takes model_state and "
-        "has_aux is True",
-    }
-    form = forms[has_state, has_aux]
-    aux: PyTree = ()
-    loss = result
-    if has_state or has_aux:
+    form, loss, aux = "the loss alone", result, ()
+    if has_state and has_aux:
+        form = (
+            "(loss, (new_model_state, aux)), since it takes model_state and has_aux is "
+            "True"
+        )
         loss, rest = _pair(result, form)
-        if has_state and has_aux:
-            model_state, aux = _pair(rest, form)
-        elif has_state:
-            model_state = rest
-        else:
-            aux = rest
+        model_state, aux = _pair(rest, form)
+    elif has_state:
+        form = "(loss, new_model_state), since it takes model_state"
+        loss, model_state = _pair(result, form)
+    elif has_aux:
+        form = "(loss, aux), since has_aux is True"
+        loss, aux = _pair(result, form)
     elif isinstance(result, tuple):
         raise ValueError(
             f"loss_fn must return {form}, got a tuple of {len(result)}: pass "

@@ -1,7 +1,6 @@
-"""Meshes of devices: where a train state and its batches lie.
+"""Place a train state and its batches on a mesh of devices.
 
-Under :func:`jax.jit` the train step of :func:`optax_vasso.make_train_step` runs on any
-mesh; the functions here place state and batch on it.
+The train step of :func:`optax_vasso.make_train_step` then runs on any mesh.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
     them together.
 
     Args:
-      batch: a tree of arrays with the examples in front.
-      mesh: the devices.
-      axis: the axis of the mesh that divides the batch.
+      batch: a tree of arrays whose first axis counts examples.
+      mesh: mesh of devices.
+      axis: name of the mesh axis that divides the batch.
 
     Raises:
       ValueError: if the mesh has no such axis, or its size does not divide the batch;
@@ -41,8 +40,8 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
         size = jnp.shape(leaf)[0] * processes if jnp.ndim(leaf) else None
         if size is None or size % mesh.shape[axis]:
             raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, which "
-                f"the {mesh.shape[axis]} devices of mesh axis {axis!r} do not divide: "
+                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, not "
+                f"a multiple of the {mesh.shape[axis]} devices of mesh axis {axis!r}: "
                 "change the batch or the mesh."
             )
     sharding = NamedSharding(mesh, P(axis))
@@ -164,7 +163,7 @@ def check_mesh(mesh: Any) -> None:
     if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
         raise ValueError(
             f"mesh must be a jax.sharding.Mesh, got a {type(mesh).__name__}: make one "
-            "with jax.make_mesh, and pass it behind what is to be divided."
+            "with jax.make_mesh, and check the order of the arguments."
         )
 
 

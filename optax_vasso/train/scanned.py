@@ -8,26 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from optax_vasso._internal import mapped
-from optax_vasso.train.batches import GradientFn, GradientMaker, whole_batch
+from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 
 def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
-    """Each gradient in a computation of its own: for networks that scan their layers.
+    """Compute each gradient separately: for networks that scan their layers.
 
-    A scan begins with a stack of zeros in which it keeps the activations of all layers.
-    Where two gradients are in one computation, as in a step of SAM, XLA makes one such
-    stack for both, and copies it before the first: the peak has the activations twice.
-    Apart, it has them once, as in plain training. The gradients are the same, and their
-    operations too.
+    A scan keeps the activations of all layers in a stack that begins with zeros. If two
+    gradients are in one computation, as in a step of SAM, XLA makes one such stack for
+    both and copies it before the first, so the peak has the activations twice. Computed
+    separately, it has them once, as in plain training. Neither the gradients nor their
+    operations change.
 
-    Without a scan over layers it is of no use: all of a gradient is then there before
-    the optimizer takes the first leaf of it, which is up to one copy of the parameters
-    more. In :func:`microbatched` parts the gradients are nearly apart already: there it
-    saves about a shard of the parameters.
+    Without a scan over layers do not use it: the whole gradient is then complete before
+    the optimizer reads its first leaf, which takes up to one more copy of the
+    parameters. In :func:`microbatched` parts the gradients are nearly apart already:
+    there it saves about a shard of the parameters.
 
     Args:
-      gradient: the gradient to take.
+      gradient: the gradient to compute.
 
     Returns:
       A gradient maker for :func:`optax_vasso.make_train_step`.
@@ -35,12 +35,12 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
     Examples:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import apart
+      >>> from optax_vasso.train import Inputs, apart
       >>> def loss_fn(params, model_state, batch, key):
       ...     def layer(x, weight):
       ...         return jnp.tanh(weight * x), None
       ...     return jnp.sum(jax.lax.scan(layer, batch, params)[0]), (model_state, ())
-      >>> (loss, _), grads = apart()(loss_fn)(jnp.zeros(3), (), jnp.ones(2), None)
+      >>> (loss, _), grads = apart()(loss_fn)(Inputs(jnp.zeros(3), (), jnp.ones(2)))
       >>> print(loss, grads)
       0.0 [0. 0. 0.]
     """
@@ -48,13 +48,13 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
     def make(loss_fn: LossFn) -> GradientFn:
         grad_fn = gradient(loss_fn)
 
-        def in_loop(*args: Any) -> Any:
+        def in_loop(at: Inputs) -> Any:
             def once(carry: Any) -> Any:
                 del carry
-                return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(*args))
+                return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(at))
 
             # A loop whose condition XLA does not evaluate: it is left as it is.
-            nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, *args))
+            nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, at))
             start = (jnp.ones((), bool), nothing)
             return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]
 

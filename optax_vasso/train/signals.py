@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM take effect once the state is saved, and not within a step."""
+"""Delay Ctrl-C and SIGTERM until the state is saved."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Hold Ctrl-C and SIGTERM back until the training loop has saved its state.
+    """Delay Ctrl-C and SIGTERM until the training loop has saved its state.
 
     Slurm, Kubernetes and preemptible machines send SIGTERM before they kill a job. In
     the middle of a step the state would be lost, since its buffers are donated. So the
     loop asks after each step whether to stop; if so, it saves and breaks. When the
-    block ends, the signal does what it would have done: Ctrl-C raises
-    KeyboardInterrupt, and SIGTERM calls the handler that was installed before; without
-    one, it raises SystemExit(143). A second Ctrl-C ends the program at once.
+    block ends, the signal takes effect: Ctrl-C raises KeyboardInterrupt, and SIGTERM
+    calls the previous handler or, without one, raises SystemExit(143). A second Ctrl-C
+    ends the program at once.
 
     Several processes that were joined by :func:`jax.distributed.initialize` stop at the
-    same step, whichever of them gets the signal, by JAX's preemption service. It
-    handles SIGTERM from then on, so that ``jax.distributed.initialize`` comes first.
+    same step, whichever of them receives the signal, through JAX's preemption service.
+    Call ``jax.distributed.initialize`` first, because it handles SIGTERM from then on.
 
     Yields:
       stop: (step) -> bool, whether to save and leave the loop. Ask once after each

@@ -1,8 +1,9 @@
-"""Split batches: the ascent on a share of the examples, the descent on the others."""
+"""Split batches: ascend on a share of the examples, descend on the others."""
 
 from __future__ import annotations
 
 import fractions
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
@@ -11,12 +12,11 @@ import numpy as np
 
 from optax_vasso._internal.checks import check_hyperparameter
 from optax_vasso.train.batches import (
-    GradientFn,
     GradientMaker,
+    on_chosen,
     take_of_groups,
     whole_batch,
 )
-from optax_vasso.train.losses import LossFn
 
 PyTree = Any
 
@@ -36,31 +36,30 @@ def split_batch(
 ) -> SplitGradients:
     """Ascend on a share of the batch and descend on the other examples.
 
-    Both arguments of the train step at once, so a step of SAM costs one gradient of the
-    batch::
+    It returns both gradient arguments of the train step, so that a step of SAM costs
+    one gradient of the batch::
 
         train_step = make_train_step(loss_fn, sam(optimizer, rho=1.0), **split_batch())
 
-    The perturbation is made from other examples than those that it is applied to, so to
-    first order it raises their loss only as far as the two gradients agree. What
-    remains is the curvature that gradient noise meets, and the best radius is several
-    times that of SAM: search ρ up to 10.
+    The ascent and the descent see different examples, so to first order the
+    perturbation raises the loss of the descent only as far as the two gradients agree.
+    The best radius is several times that of SAM: search ρ up to 10.
 
     The examples of the ascent are spread evenly over the batch, which should be in
-    random order. Where the denominator of the share divides the examples of each
-    device, every device splits its own. Any other batch gets the nearest whole number
-    of examples for the ascent, at least one and at most all but one; if it is sharded,
-    it is gathered, and on explicit mesh axes JAX refuses it. Every leaf of the batch is
-    split, weights of the examples too: a loss that divides by the sum of the weights
-    divides by that of its own part.
+    random order. If the denominator of the share divides the examples of each device,
+    every device splits its own. Otherwise the ascent gets the nearest whole number of
+    examples, at least one and at most all but one; a sharded batch is then gathered,
+    and on explicit mesh axes JAX raises an error. Every leaf of the batch is split,
+    example weights too: a loss that divides by the sum of the weights divides by that
+    of its own part.
 
     Loss, model state and ``aux`` of the step are those of the ascent's examples at x,
     and ``perturbed_loss`` is that of the others at x + ε.
 
     Args:
       share: share of the examples for the ascent, in [1e-6, 1 − 1e-6].
-      gradient: the gradient of the descent. ``microbatched(7)`` goes with a share of
-        1/8: then all passes are equally large.
+      gradient: the gradient of the descent. With ``microbatched(7)`` and a share of
+        1/8, all passes have the same size.
       ascent_gradient: the gradient of the ascent.
 
     Returns:
@@ -73,12 +72,13 @@ def split_batch(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from optax_vasso.train import split_batch
+      >>> from optax_vasso.train import Inputs, split_batch
       >>> def loss_fn(params, model_state, batch, key):
       ...     return jnp.mean(batch * params), (model_state, ())
       >>> makers = split_batch(1 / 4)
       >>> for name in ("ascent_gradient", "gradient"):
-      ...     _, grads = makers[name](loss_fn)(jnp.ones(()), (), jnp.arange(8.0), None)
+      ...     gradient = makers[name](loss_fn)
+      ...     _, grads = gradient(Inputs(jnp.ones(()), (), jnp.arange(8.0)))
       ...     print(grads)  # the mean of examples 0 and 4, then that of the others
       2.0
       4.0
@@ -96,27 +96,12 @@ def split_batch(
     )
     exact = fractions.Fraction(share).limit_denominator(10**6)
 
-    def of_part(ascends: bool, maker: GradientMaker) -> GradientMaker:
-        def make(loss_fn: LossFn) -> GradientFn:
-            grad_fn = maker(loss_fn)
-
-            def on_part(
-                params: PyTree,
-                model_state: PyTree,
-                batch: PyTree,
-                key: jax.Array | None,
-                clean: PyTree | None = None,
-            ) -> Any:
-                part = _part(_check_splits(batch), exact, ascends)
-                return grad_fn(params, model_state, part, key, clean)
-
-            return on_part
-
-        return make
+    def of_part(ascends: bool) -> Callable[[PyTree], PyTree]:
+        return lambda batch: _part(_check_splits(batch), exact, ascends)
 
     return {
-        "gradient": of_part(False, gradient),
-        "ascent_gradient": of_part(True, ascent_gradient),
+        "gradient": on_chosen(of_part(False), gradient),
+        "ascent_gradient": on_chosen(of_part(True), ascent_gradient),
     }
 
 

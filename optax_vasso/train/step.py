@@ -9,33 +9,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import mapped, numerics
+from optax_vasso._internal import mapped, numerics, trees
 from optax_vasso._internal.checks import check_params, check_transformation, is_key
 from optax_vasso._internal.extra_args import passing
-from optax_vasso._internal.trees import (
-    clear_metrics,
-    collect_metrics,
-    find_states,
-    follows_loss,
-    merge_metrics,
-)
 from optax_vasso.steps.two_gradients import SharpnessAwareState
-from optax_vasso.train.batches import GradientMaker, LossFn, whole_batch
-from optax_vasso.train.losses import as_canonical
+from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
+from optax_vasso.train.losses import LossFn, as_canonical
 from optax_vasso.wrappers import SkipState
 
 PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """Everything a training run needs to go on, a tree of arrays.
+    """Everything needed to continue a training run, as a tree of arrays.
 
     Attributes:
       step: steps done, an int32 scalar.
       params: the parameters; with :func:`optax_vasso.lagged`, the perturbed ones.
       opt_state: the state of the optimizer.
-      model_state: what the model carries besides parameters, such as batch
-        statistics; any tree, ``()`` if there is nothing.
+      model_state: state of the model besides parameters, such as batch statistics; any
+        tree, ``()`` without one.
       key: the random key of the run (dropout, augmentation); ``None`` if unused.
     """
 
@@ -100,11 +93,10 @@ def make_train_step(
     """Compile one step of training.
 
     The same function serves one device and a mesh of them: :func:`jax.jit` takes the
-    shardings of state and batch from its arguments, and norms are global whatever
-    they are. It may be called inside :func:`jax.jit`, :func:`jax.lax.scan` and
-    :func:`jax.vmap`, as for many steps or many seeds in one program. What of the state
-    is kept in host memory (``pinned_host``) is moved to the device for the step, and
-    back.
+    shardings of state and batch from its arguments, and norms are global whatever they
+    are. It may be called inside :func:`jax.jit`, :func:`jax.lax.scan` and
+    :func:`jax.vmap`, as for many steps or many seeds in one program. Parts of the state
+    in host memory (``pinned_host``) are moved to the device for the step, and back.
 
     The loss is ``loss_fn(params, batch) -> loss``, a scalar. It requests anything else
     by argument name: ``model_state`` (batch statistics and the like) makes it
@@ -118,26 +110,25 @@ def make_train_step(
 
     Args:
       loss_fn: the loss, as above.
-      optimizer: any Optax optimizer; a sharpness-aware one may be anywhere in it. What
-        some of them need is always passed: the loss as ``value``, the gradient as
-        ``grad`` (not conjugated, where it is complex), and the loss as a function of
-        the parameters as ``value_fn`` and ``obj_fn``.
+      optimizer: any Optax optimizer; a sharpness-aware one may be anywhere in it. Its
+        ``update`` receives the loss as ``value``, the gradient as ``grad`` (not
+        conjugated, where it is complex), and the loss as a function of the parameters
+        as ``value_fn`` and ``obj_fn``.
       has_aux: whether the loss returns auxiliary output, as in
         :func:`jax.value_and_grad`.
       separate_keys: let the perturbed evaluation draw its own dropout masks. By
         default both evaluations use the same ones, so that the perturbed gradient is
         the gradient of the same function.
-      gradient: what is differentiated, and on which examples, for instance
+      gradient: maker of the gradient, which chooses its examples, for instance
         :func:`optax_vasso.train.microbatched`.
-      ascent_gradient: the same for the clean gradient of a sharpness-aware optimizer,
-        where it differs, for instance :func:`optax_vasso.train.part_of_batch`;
+      ascent_gradient: maker of the clean gradient of a sharpness-aware optimizer, if it
+        differs, for instance :func:`optax_vasso.train.part_of_batch`;
         ``**split_batch()`` gives both (:func:`optax_vasso.train.split_batch`). Loss,
         model state and ``aux`` are then those of the examples of the ascent, and there
         is no ``sharpness`` among the metrics. A step whose gate is closed descends on
         this gradient.
-      state_shardings: a tree of shardings like the state, to which the returned state
-        is held; by default the compiler chooses, which keeps them in all but unusual
-        layouts.
+      state_shardings: shardings of the returned state, a tree like the state; by
+        default the compiler chooses, and keeps them in all but unusual layouts.
 
     Returns:
       ``train_step(state, batch) -> (state, metrics)``, jitted, with the buffers of
@@ -238,45 +229,37 @@ def build_train_step(
 
         scales = [
             skip.loss_scale
-            for skip in find_states(state.opt_state, SkipState)
+            for skip in trees.find_states(state.opt_state, SkipState)
             if skip.loss_scale != ()
         ]
 
-        def evaluate(
-            maker: GradientMaker,
-            params: PyTree,
-            key: jax.Array | None,
-            clean: PyTree | None = None,
-        ) -> tuple[Any, PyTree]:
-            scaled = _scaled_loss(loss_fn, scales[0]) if scales else loss_fn
-            (loss, rest), grads = maker(scaled)(
-                params, state.model_state, batch, key, clean
-            )
-            if scales:
-                loss, grads = scales[0].unscale((loss, grads))
-            return (loss, rest), grads
+        at = Inputs(state.params, state.model_state, batch, key)
+
+        def evaluate(maker: GradientMaker, at: Inputs) -> Any:
+            maker = _with_loss_scale(scales[0], maker) if scales else maker
+            return maker(loss_fn)(at)
 
         def grad_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
-            (value, _), grads = evaluate(gradient, params, perturbed_key, state.params)
+            moved = at._replace(params=params, key=perturbed_key, clean=at.params)
+            (value, _), grads = evaluate(gradient, moved)
             return value, grads
 
         def value_fn(params: PyTree) -> jax.Array:
-            return evaluate(gradient, params, perturbed_key)[0][0]
+            moved = at._replace(params=params, key=perturbed_key)
+            return evaluate(gradient, moved)[0][0]
 
-        ascends = bool(find_states(state.opt_state, SharpnessAwareState))
+        ascends = bool(trees.find_states(state.opt_state, SharpnessAwareState))
         if ascent_gradient is not None and not ascends:
             raise ValueError(
                 "ascent_gradient is given, but the optimizer takes no second gradient: "
                 "leave it out, or use a sharpness-aware optimizer."
             )
-        if ascent_gradient is None and follows_loss(state.opt_state):
+        if ascent_gradient is None and trees.follows_loss(state.opt_state):
             raise ValueError(
                 "The optimizer's radius follows the loss of examples that the ascent "
                 "did not see, and ascent_gradient is None: add **split_batch()."
             )
-        (loss, (model_state, aux)), grads = evaluate(
-            ascent_gradient or gradient, state.params, key
-        )
+        (loss, (model_state, aux)), grads = evaluate(ascent_gradient or gradient, at)
         apart = mapped.disagreement(loss, state.params)
         if apart:
             raise ValueError(
@@ -288,7 +271,7 @@ def build_train_step(
         new, opt_state = (move or update)(
             grads,
             # An optimizer that is not asked on this step has nothing to report of it.
-            clear_metrics(state.opt_state),
+            trees.clear_metrics(state.opt_state),
             state.params,
             **passing(
                 # A line search differentiates by itself, as JAX does.
@@ -299,14 +282,14 @@ def build_train_step(
             ),
         )
         ours: dict[str, Any] = {"loss": loss}
-        metrics = collect_metrics(opt_state)
+        metrics = trees.collect_metrics(opt_state)
         if ascends:
             metrics["perturbed_loss"] = jnp.where(
                 metrics["ascended"], metrics["perturbed_loss"], loss
             )
             if ascent_gradient is None:
                 ours["sharpness"] = metrics["perturbed_loss"] - loss
-        for skip in find_states(opt_state, SkipState):
+        for skip in trees.find_states(opt_state, SkipState):
             model_state = optax.tree.where(
                 skip.report.metrics["finite"], model_state, state.model_state
             )
@@ -323,7 +306,7 @@ def build_train_step(
         )
         if is_on_host:
             new_state = _moved(new_state, spaces)
-        return new_state, merge_metrics(ours, metrics)
+        return new_state, trees.merge_metrics(ours, metrics)
 
     return train_step
 
@@ -369,12 +352,20 @@ def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
     return structure.unflatten(moved)
 
 
-def _scaled_loss(loss_fn: LossFn, loss_scale: Any) -> LossFn:
-    """The loss in float32 or wider, multiplied by a loss scale."""
+def _with_loss_scale(loss_scale: Any, gradient: GradientMaker) -> GradientMaker:
+    """The gradient by way of the loss times a scale, in float32 or wider."""
 
-    def scaled(*args: Any) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
-        loss, rest = loss_fn(*args)
-        wide = numerics.widen(loss, numerics.accumulation_dtype(loss))
-        return loss_scale.scale(wide), rest
+    def make(loss_fn: LossFn) -> GradientFn:
+        def scaled(*args: Any) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
+            loss, rest = loss_fn(*args)
+            wide = numerics.widen(loss, numerics.accumulation_dtype(loss))
+            return loss_scale.scale(wide), rest
 
-    return scaled
+        def unscaled(at: Inputs) -> Any:
+            (loss, rest), grads = gradient(scaled)(at)
+            loss, grads = loss_scale.unscale((loss, grads))
+            return (loss, rest), grads
+
+        return unscaled
+
+    return make

@@ -1,12 +1,15 @@
 """Training that goes on from a checkpoint on another mesh: a program, prints JSON.
 
-Its argument is a folder for the checkpoints. The number of host devices has to be set
-before JAX starts, so this cannot share the process of the tests.
+From a checkpoint of ours, and from one that Orbax writes in the background. The
+argument is a folder for them. The number of host devices has to be set before JAX
+starts, so this cannot share the process of the tests.
 """
 # ruff: noqa: E402
 
 import json
 import sys
+import threading
+from unittest import mock
 
 import jax
 
@@ -16,6 +19,8 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
+import tensorstore
 from jax.sharding import AxisType, PartitionSpec as P
 
 import optax_vasso as ov
@@ -79,44 +84,85 @@ class Placed:
 
 def values(state):
     state = state._replace(key=jax.random.key_data(state.key))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    return [np.array(leaf) for leaf in jax.tree.leaves(state)]
+
+
+class Unwritten:
+    """While it is open, whoever is about to write to a file waits."""
+
+    def __enter__(self):
+        self.may_write, open_file = threading.Event(), tensorstore.open
+
+        def waiting(*args, **kwargs):
+            assert self.may_write.wait(300), "the thread that trains is writing"
+            return open_file(*args, **kwargs)
+
+        self.patch = mock.patch.object(tensorstore, "open", waiting)
+        self.patch.start()
+
+    def __exit__(self, *exception):
+        self.may_write.set()
+        self.patch.stop()
+
+
+def compared(restored, other, kept, whole):
+    """A restored state with that which was saved, and what both become."""
+    found = {
+        "same bits": all(
+            np.array_equal(a, b) for a, b in zip(kept, values(restored), strict=True)
+        ),
+        "placed": all(
+            leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            for leaf, sharding in zip(
+                jax.tree.leaves(restored),
+                jax.tree.leaves(other.shardings),
+                strict=True,
+            )
+        ),
+    }
+    after = values(other.trained(restored, BATCHES[BEFORE:]))
+    return found | {
+        "difference": max(
+            float(np.max(np.abs(a - b), initial=0.0))
+            for a, b in zip(whole, after, strict=True)
+            if a.dtype.kind == "f"
+        )
+    }
 
 
 def main(folder):
     results = {}
     for name, optimizer in OPTIMIZERS.items():
         first = Placed(optimizer, MESHES[0])
-        config = {"recipe": name}
-        store = checkpoints(f"{folder}/{name}", config)
+        store = checkpoints(f"{folder}/{name}", {"recipe": name})
+        manager = ocp.CheckpointManager(f"{folder}/{name} in the background")
         saved = first.trained(first.state, BATCHES[:BEFORE])
         store.save(saved)
         kept = values(saved)
-        whole = values(first.trained(saved, BATCHES[BEFORE:]))
+        with Unwritten():
+            manager.save(BEFORE, args=ocp.args.StandardSave(saved))
+            # The step donates its state.
+            whole = values(first.trained(saved, BATCHES[BEFORE:]))
+            unwritten = manager.is_saving_in_progress()
+        manager.wait_until_finished()
         for shape in MESHES[1:]:
+            case = f"{name}, {shape[0]} × {shape[1]}"
             other = Placed(optimizer, shape)
             restored = store.restore(other.state)
-            found = {
-                "same bits": all(
-                    np.array_equal(a, b)
-                    for a, b in zip(kept, values(restored), strict=True)
-                ),
-                "placed": all(
-                    leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-                    for leaf, sharding in zip(
-                        jax.tree.leaves(restored),
-                        jax.tree.leaves(other.shardings),
-                        strict=True,
-                    )
-                ),
-            }
-            after = values(other.trained(restored, BATCHES[BEFORE:]))
-            found["difference"] = max(
-                float(np.max(np.abs(a - b), initial=0.0))
-                for a, b in zip(whole, after, strict=True)
-                if a.dtype.kind == "f"
-            )
-            results[f"{name}, {shape[0]} × {shape[1]}"] = found
+            results[case] = compared(restored, other, kept, whole)
+            if shape == MESHES[1]:
+                like = jax.tree.map(
+                    lambda leaf, sharding: jax.ShapeDtypeStruct(
+                        leaf.shape, leaf.dtype, sharding=sharding
+                    ),
+                    other.state,
+                    other.shardings,
+                )
+                restored = manager.restore(BEFORE, args=ocp.args.StandardRestore(like))
+                found = compared(restored, other, kept, whole)
+                results[f"{case}, in the background"] = found | {"unwritten": unwritten}
         store.close()
+        manager.close()
     json.dump(results, sys.stdout)
 
 

@@ -2,7 +2,8 @@
 
 Its argument is JSON as well: ``address`` of process 0, ``id`` of this one, and
 ``runs``, each with the number of ``steps``, the ``directory`` of checkpoints and
-perhaps the step before which process 1 gets a ``signal``, ``signal_at``.
+perhaps the devices along the axis of the ``model``, or the step before which process 1
+gets a ``signal``, ``signal_at``.
 """
 
 import hashlib
@@ -29,16 +30,18 @@ def load():
     return pod
 
 
-def train(pod, steps, directory, seed=0):
+def train(pod, steps, directory, seed=0, model=1):
     """Train on random images, in float64."""
     rng = np.random.default_rng(0)
     images, labels = rng.random((200, 64)), rng.integers(0, 10, 200)
-    state = pod.train(steps, seed, directory, images, labels)
+    state = pod.train(steps, seed, directory, images, labels, model)
+    shards = {k: leaf.addressable_shards[0] for k, leaf in state.params.items()}
     params = multihost_utils.process_allgather(state.params, tiled=True)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     return {
         "step": int(state.step),
         "devices": jax.device_count(),
+        "shards": {name: shard.data.shape for name, shard in shards.items()},
         "sums": [float(leaf.sum()) for leaf in leaves],
         "digest": hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest(),
     }
@@ -61,7 +64,7 @@ def main():
             return own_rows(seed, step, size)
 
         pod.own_rows = counted
-        found = train(pod, run["steps"], run["directory"])
+        found = train(pod, run["steps"], run["directory"], model=run.get("model", 1))
         print(json.dumps(found | {"done": len(steps)}), flush=True)
 
 

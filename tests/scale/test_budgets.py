@@ -132,3 +132,29 @@ def test_two_parts_of_a_batch_are_one_gradient_of_it(rows, name):
     assert beyond < 10 * parameters
     for kind in budgets.KINDS[1:]:
         assert rows[name][f"data {kind}: number"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "gradients", "copies"),
+    [("SAM", 2, 0), ("lagged VaSSO", 1, 1), ("balanced SGD", 1, 0)],
+)
+def test_frozen_weights_cost_nothing(rows, method, gradients, copies):
+    """No state, no gradient, no memory: a copy of them is 32 copies of the adapters."""
+    plain, found = rows["adapters: SGD"], rows[f"adapters: {method}"]
+    assert plain["state in adapters"] == 1
+    # Beside the copies of the adapters there are a few scalars.
+    assert found["state in adapters"] == pytest.approx(1 + copies, abs=2e-3)
+    # An evaluation forwards and one backwards, less that of the first layer's inputs,
+    # and the adapters' own products; a gradient of the frozen weights is one more.
+    assert plain["evaluations"] < 1.65
+    assert found["evaluations"] <= 1.001 * gradients * plain["evaluations"]
+    if gradients == 1:
+        beyond = found["temporary in adapters"] - plain["temporary in adapters"]
+        assert beyond <= 3
+
+
+@pytest.mark.parametrize(("how", "most"), [("", 2.0), (", 4 microbatches", 2.35)])
+def test_functional_sam_takes_two_gradients_and_a_third_more_in_microbatches(
+    rows, how, most
+):
+    assert rows[f"Functional SAM{how}"]["operations in gradients"] <= most

@@ -496,7 +496,7 @@ def test_a_read_that_fails_for_a_time_is_no_damage(saved, monkeypatch, error):
     monkeypatch.setattr(handler, "restore", failing(2, error))
     assert_same(store.restore(a_state()), a_state(step=2))
     monkeypatch.setattr(handler, "restore", failing(3, error))
-    with pytest.raises(OSError, match="checkpoint 2 in .* cannot be read at present"):
+    with pytest.raises(OSError, match="checkpoint 2 in .* cannot be read now"):
         store.restore(a_state())
     store.save(a_state(step=3))
     store.close()
@@ -509,7 +509,7 @@ def test_a_file_that_cannot_be_opened_is_no_damage(saved, monkeypatch):
     (file,) = (saved / "2" / "arrays" / "d").iterdir()
     file.rename(saved / "elsewhere")
     file.symlink_to(file)
-    with pytest.raises(OSError, match="cannot be read at present"):
+    with pytest.raises(OSError, match="cannot be read now"):
         restore(saved)
     file.unlink()
     (saved / "elsewhere").rename(file)

@@ -77,7 +77,7 @@ def test_bfloat16_gradients_are_summed_in_float32():
     examples = jnp.full(257, 2.0**-9, jnp.bfloat16).at[0].set(1)
     params = {"w": jnp.ones((), jnp.bfloat16)}
     grad_fn = ov.train.microbatched(257)(linear)
-    _, grads = grad_fn(params, (), examples, None)
+    _, grads = grad_fn(ov.train.Inputs(params, (), examples))
     exact = np.mean(np.asarray(examples, np.float64))
     np.testing.assert_allclose(np.float64(grads["w"]), exact, rtol=2**-8)
 
@@ -112,7 +112,7 @@ def test_the_model_state_after_microbatches_is_that_after_the_whole_batch(new_st
     outcomes = []
     for gradient in (ov.train.whole_batch, ov.train.microbatched(4)):
         (_, (new, _)), _ = jax.jit(gradient(loss_fn))(
-            jnp.ones(()), model_state, batch, None
+            ov.train.Inputs(jnp.ones(()), model_state, batch)
         )
         assert new["mean"] == 2.75
         assert new["half"] == 1
@@ -132,12 +132,12 @@ def test_microbatches_are_those_of_optax(dtype):
     params, batch = jax.tree.map(lambda x: x.astype(dtype), (params, batch))
     model_state, count = jnp.zeros((), dtype), 4
     (loss, (state, aux)), grads = ov.train.microbatched(count)(loss_fn)(
-        params, model_state, batch, None
+        ov.train.Inputs(params, model_state, batch)
     )
 
     def in_float32(params, batch):
         (loss, (state, aux)), grads = ov.train.whole_batch(loss_fn)(
-            params, model_state, batch, None
+            ov.train.Inputs(params, model_state, batch)
         )
         means = jax.tree.map(lambda x: x.astype(jnp.float32), (loss, state, grads))
         return means, aux
@@ -171,7 +171,7 @@ def test_microbatches_keep_the_explicit_sharding_of_parameters():
             (params, batch), jax.NamedSharding(mesh, P("data"))
         )
         _, grads = jax.jit(ov.train.microbatched(4)(gathered))(
-            params, jnp.zeros(()), batch, None
+            ov.train.Inputs(params, jnp.zeros(()), batch)
         )
         assert jax.typeof(grads["in"]).sharding.spec == P("data", None)
 
@@ -182,7 +182,7 @@ def test_each_microbatch_has_its_own_key():
 
     grad_fn = ov.train.microbatched(4)(noisy)
     (_, (_, draws)), _ = grad_fn(
-        {"w": jnp.ones(())}, (), jnp.ones(8), jax.random.PRNGKey(0)
+        ov.train.Inputs({"w": jnp.ones(())}, (), jnp.ones(8), jax.random.PRNGKey(0))
     )
     assert len(set(np.asarray(draws).tolist())) == 4
 
@@ -255,8 +255,11 @@ def test_a_fraction_is_in_0_1(fraction):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"gradient": ov.train.microbatched(5)}, r"32 examples.*5 does not divide"),
-        ({"ascent_gradient": ov.train.part_of_batch(0.3)}, r"32 examples.*10 does not"),
+        ({"gradient": ov.train.microbatched(5)}, r"32 examples.*a multiple of 5"),
+        (
+            {"ascent_gradient": ov.train.part_of_batch(0.3)},
+            r"32 examples.*multiple of 10",
+        ),
         ({"gradient": ov.train.on_batch("descent")}, "needs a batch that has an entry"),
         ({"gradient": ov.train.synchronized("data")}, "'data' is not an axis"),
     ],
@@ -304,7 +307,7 @@ def test_local_groups_have_to_divide_the_batch():
     step = ov.train.make_local_train_step(loss_fn, optimizer, has_aux=True)
     state = ov.train.init_local_state(params, optimizer, 5, model_state=jnp.zeros(()))
     with pytest.raises(
-        ValueError, match=r"32 examples, which 5 does not.*the groups of a local"
+        ValueError, match=r"32 examples.*the groups of a local.*a multiple of 5"
     ):
         step(state, batch)
     plain = ov.init_train_state(params, optimizer, model_state=jnp.zeros(()))
@@ -349,7 +352,7 @@ def test_gradients_apart_in_microbatches_and_of_many_seeds(x64):
     stacks = jnp.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
 
     def grads(params):
-        return gradient(params, (), batch, None)[1]
+        return gradient(ov.train.Inputs(params, (), batch))[1]
 
     mapped = jax.vmap(grads)(stacks)
     for i in range(2):
@@ -370,7 +373,7 @@ def test_gradients_apart_inside_a_mapped_axis():
     batch = (jnp.ones((4, 8)), jnp.zeros((4, 8)))
 
     def grads(params, batch):
-        (loss, _), grads = gradient(params, (), batch, None)
+        (loss, _), grads = gradient(ov.train.Inputs(params, (), batch))
         return loss[None], grads
 
     for params_spec in (P(), P("data")):

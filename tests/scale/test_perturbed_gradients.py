@@ -312,7 +312,7 @@ def test_a_perturbation_for_each_microbatch_costs_two_gradients():
 )
 def test_a_perturbation_with_a_memory_has_no_place_in_a_gradient(ascent):
     params, batch = problem()
-    with pytest.raises(ValueError, match="ascent has a memory"):
+    with pytest.raises(ValueError, match="ascent has an average over steps"):
         train(loss_fn, BASE, batch, params, gradient=perturbed(ascent))
 
 

@@ -16,8 +16,8 @@ pytest.importorskip("orbax.checkpoint")
 SAVED = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
 
 
-def start(environment, *runs):
-    """Run them one after another in processes of two devices, until one of these ends.
+def start(environment, *runs, devices=2):
+    """Run them one after another in processes of some devices, until one of these ends.
 
     Returns what process 0 printed, and the exit codes.
     """
@@ -37,7 +37,7 @@ def start(environment, *runs):
             | environment
             | {
                 "PYTHONPATH": os.pathsep.join(sys.path),
-                "JAX_NUM_CPU_DEVICES": "2",
+                "JAX_NUM_CPU_DEVICES": str(devices),
             },
         )
         for i in range(pod_process.PROCESSES)
@@ -103,6 +103,21 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(job, x64, tmp_path):
     assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
     with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
         pod_process.train(pod, 24, directory, seed=1)
+
+
+def test_parameters_divided_over_data_and_model(compiled_once, x64, tmp_path):
+    """Eight devices of two processes as 4 × 2, and one that goes on from there."""
+    directory = str(tmp_path / "pod")
+    run = {"steps": 4, "directory": directory, "model": 2}
+    (divided,), codes = start(compiled_once, run, devices=4)
+    assert codes == [0, 0]
+    assert divided["devices"] == 8
+    assert divided["shards"] == {"hidden": [64 // 4, 128 // 2], "out": [128 // 8, 10]}
+    pod = pod_process.load()
+    moved = pod_process.train(pod, 6, directory)
+    alone = pod_process.train(pod, 6, tmp_path / "alone")
+    # float64 sums in another order.
+    assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

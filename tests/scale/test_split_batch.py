@@ -65,23 +65,24 @@ def test_a_split_step_is_written_out(x64, share, ascends):
 def test_every_example_is_in_exactly_one_part_and_the_share_is_the_nearest(
     examples, share
 ):
-    def seen(params, model_state, batch, key, clean=None):
+    def seen(params, model_state, batch, key):
         return jnp.sum(params * batch), (model_state, batch)
 
     makers = split_batch(share)
     batch = jnp.arange(float(examples))
-    (_, (_, ascent)), _ = makers["ascent_gradient"](seen)(1.0, (), batch, None)
-    (_, (_, descent)), _ = makers["gradient"](seen)(1.0, (), batch, None)
+    inputs = ov.train.Inputs(1.0, (), batch)
+    (_, (_, ascent)), _ = makers["ascent_gradient"](seen)(inputs)
+    (_, (_, descent)), _ = makers["gradient"](seen)(inputs)
     assert sorted([*ascent.tolist(), *descent.tolist()]) == batch.tolist()
     assert len(ascent) == np.clip(round(share * examples), 1, examples - 1)
 
 
 def test_the_ascent_of_an_indivisible_batch_is_spread_evenly():
-    def seen(params, model_state, batch, key, clean=None):
+    def seen(params, model_state, batch, key):
         return jnp.sum(params * batch), (model_state, batch)
 
     ascent = split_batch(1 / 8)["ascent_gradient"](seen)
-    (_, (_, examples)), _ = ascent(1.0, (), jnp.arange(50.0), None)
+    (_, (_, examples)), _ = ascent(ov.train.Inputs(1.0, (), jnp.arange(50.0)))
     assert examples.tolist() == [0, 8, 16, 25, 33, 41]
 
 

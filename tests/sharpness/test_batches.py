@@ -96,7 +96,7 @@ def test_what_are_not_several_batches_is_refused(batches, message):
 def test_an_iterator_that_was_used_up_is_refused():
     used_up = iter([X])
     next(used_up)
-    with pytest.raises(ValueError, match="used up before gives no more"):
+    with pytest.raises(ValueError, match="an exhausted iterator gives none"):
         sharpness.stack_batches(used_up)
 
 
@@ -208,11 +208,11 @@ def total(params, batch):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        (None, r"has no leaf at \['w'\]"),
-        (np.ones(3), r"has no leaf at \['w'\]"),
-        ({"w": np.ones(3), "b": np.ones(2)}, r"has an unknown leaf at \['b'\]"),
-        ({"w": np.ones(2)}, r"\['w'\] has shape \(2,\), but params\['w'\] has shape"),
-        ({"w": 1j * np.ones(3)}, r"\['w'\] is complex"),
+        (None, r"nothing at \['w'\]"),
+        (np.ones(3), r"nothing at \['w'\]"),
+        ({"w": np.ones(3), "b": np.ones(2)}, r"an unknown leaf at \['b'\]"),
+        ({"w": np.ones(2)}, r"\['w'\] has the shape \(2,\), but params\['w'\] has"),
+        ({"w": 1j * np.ones(3)}, r"\['w'\] has the complex shape"),
     ],
 )
 def test_a_tree_that_is_not_like_the_parameters_is_refused(tree, message):
@@ -237,7 +237,7 @@ def test_a_tree_that_is_not_like_the_parameters_is_refused(tree, message):
 
 def test_other_containers_than_those_of_the_parameters_are_refused():
     params = (np.ones(3, np.float32),)
-    with pytest.raises(ValueError, match="direction has other containers than params"):
+    with pytest.raises(ValueError, match="direction has .* .other containers"):
         sharpness.along(
             lambda p, batch: jnp.sum(p[0]), params, None, [np.ones(3)], [0.0]
         )

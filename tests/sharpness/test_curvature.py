@@ -308,7 +308,7 @@ def test_bad_options_of_the_density_are_refused(options, message):
 def test_bad_input_of_the_trace_is_refused():
     with pytest.raises(ValueError, match="num_samples must be an integer >= 2, got 1"):
         sharpness.trace(Partial(multiply, 2.0), ONES, num_samples=1)
-    with pytest.raises(ValueError, match=r"result of matvec has shape \(2,\), but"):
+    with pytest.raises(ValueError, match=r"result of matvec has the shape \(2,\), but"):
         sharpness.trace(lambda v: v[:2], ONES)
     with pytest.raises(ValueError, match="matvec must be a function, got an array"):
         sharpness.trace(ONES, {"w": ONES})
