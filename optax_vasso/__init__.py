@@ -31,8 +31,6 @@ from optax_vasso.ascent import (
 from optax_vasso.recipes import (
     ae_sam,
     asam,
-    auto_lagged_vasso,
-    auto_vasso,
     evasso,
     fisher_sam,
     friendly_sam,
@@ -62,8 +60,6 @@ __all__ = [
     "asam",
     "asam_perturb",
     "ascent",
-    "auto_lagged_vasso",
-    "auto_vasso",
     "clean_gradient",
     "descent",
     "eval_params",

@@ -22,7 +22,6 @@ import optax
 from optax_vasso import gate
 from optax_vasso._internal import checks
 from optax_vasso._internal.checks import Hyperparameter
-from optax_vasso.ascent.guard import automatic_ascent
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.select import Mask, masked_ascent
 from optax_vasso.ascent.smoothing import carried_ema, friendly_noise, vasso_ema
@@ -409,57 +408,6 @@ def ae_sam(
     )
 
 
-def auto_vasso(
-    optimizer: optax.GradientTransformation,
-    rho: Hyperparameter = 0.3,
-    *,
-    ceiling: Hyperparameter,
-    theta: Hyperparameter = 0.4,
-    accumulator_dtype: Any = None,
-    mask: Mask | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """VaSSO with a radius that needs no search.
-
-    The radius is zero while the loss is ``ceiling``, that of a constant prediction, and
-    grows to ``rho`` as the loss falls to 0.85 ``ceiling``
-    (:func:`~optax_vasso.ascent.collapse_guard` without patience). So one large ``rho``
-    serves many tasks: the radius stays small if labels are so noisy that the loss
-    hardly falls, or if the learning rate is so high that training nearly collapses.
-
-    Args:
-      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
-      rho: the largest radius, as in :func:`sam_perturb`.
-      ceiling: the loss of the best constant prediction, as in
-        :func:`~optax_vasso.ascent.collapse_guard`: log C nats for the cross-entropy of
-        C classes.
-      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
-      accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default those that are trained.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs ``grad_fn``, as
-      in :func:`sharpness_aware`, and the loss as ``value``; :func:`make_train_step`
-      passes both. ``guard`` is among the metrics.
-
-    Examples:
-      >>> import math
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> from optax_vasso import auto_vasso
-      >>> params = jnp.array([3.0, 4.0])
-      >>> optimizer = auto_vasso(optax.sgd(0.1), ceiling=math.log(10))
-      >>> state = optimizer.init(params)
-      >>> for loss in (1.5, 1.4, 1.3):
-      ...     updates, state = optimizer.update(
-      ...         params, state, params, grad_fn=lambda x: x, value=loss
-      ...     )
-      >>> print(optax.tree.get(state, "guard"))
-      1.0
-    """
-    ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
-    return sharpness_aware(optimizer, _perturbing(ascent, mask, optimizer))
-
-
 def lagged_vasso(
     optimizer: optax.GradientTransformation,
     rho: Hyperparameter = 0.1,
@@ -586,43 +534,6 @@ def single_step_sam(
       <https://openreview.net/forum?id=MJgMMqMDu4>`_, 2024.
     """
     return lagged(optimizer, _perturbing(optax.identity(), mask, optimizer), rho=rho)
-
-
-def auto_lagged_vasso(
-    optimizer: optax.GradientTransformation,
-    rho: Hyperparameter = 0.3,
-    *,
-    ceiling: Hyperparameter,
-    theta: Hyperparameter = 0.4,
-    accumulator_dtype: Any = None,
-    mask: Mask | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """VaSSO at one gradient per step, with a radius that needs no search.
-
-    The lagged form of :func:`auto_vasso`. The guard may shorten the perturbation to
-    zero, so the average needs its own buffer, and the state holds two copies of the
-    parameters.
-
-    Args:
-      optimizer: any Optax optimizer; it sees the perturbed gradient at x_t.
-      rho: the largest radius, as in :func:`sam_perturb`.
-      ceiling: the loss of the best constant prediction, as in
-        :func:`~optax_vasso.ascent.collapse_guard`.
-      theta: weight of the newest gradient, in (0, 1], as in :func:`vasso_ema`.
-      accumulator_dtype: dtype of the average; by default that of the parameters.
-      mask: which leaves are perturbed; by default those that are trained.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs`; ``update`` needs the loss as
-      ``value``, which :func:`make_train_step` passes. ``guard`` is among the
-      metrics.
-
-    Raises:
-      ValueError: if a hyperparameter is out of its range; at ``update``, if ``value``
-        is missing.
-    """
-    ascent = automatic_ascent(ceiling, rho, theta, accumulator_dtype)
-    return lagged(optimizer, _perturbing(ascent, mask, optimizer))
 
 
 def _perturbing(

@@ -47,18 +47,7 @@ HYPERPARAMETERS = {
             ov.sam_perturb,
             ov.asam_perturb,
             ov.fisher_perturb,
-            lambda rho: ov.auto_vasso(optax.sgd(0.1), ceiling=1.0, rho=rho),
-            lambda rho: ov.auto_lagged_vasso(optax.sgd(0.1), ceiling=1.0, rho=rho),
         )
-    ],
-    "ceiling": [
-        make(ov.ascent.collapse_guard, ASCENT, value) for value in (0, -1, NAN)
-    ],
-    "margin": [
-        make(ov.ascent.collapse_guard, ASCENT, 1.0, margin=v) for v in (0, 1, NAN)
-    ],
-    "patience": [
-        make(ov.ascent.collapse_guard, ASCENT, 1.0, patience=v) for v in (-1, 2.5, NAN)
     ],
     "rise": [make(ov.ascent.hold_rise, ASCENT, value) for value in (-0.1, NAN)],
     "share": [make(ov.train.split_batch, value) for value in (0, 1, NAN, None)],

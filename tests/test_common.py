@@ -73,12 +73,6 @@ RECIPES = {
     "wsam": functools.partial(ov.wsam, learning_rate=1e-3),
     "ae_sam": ov.ae_sam,
     "lagged_vasso": ov.lagged_vasso,
-    "auto_vasso": lambda optimizer, rho=0.1: _with_a_loss(
-        ov.auto_vasso(optimizer, ceiling=2.0, rho=rho)
-    ),
-    "auto_lagged_buffered": lambda optimizer, rho=0.1: _with_a_loss(
-        ov.auto_lagged_vasso(optimizer, ceiling=2.0, rho=rho)
-    ),
     # Its radius is not the one asked for: none at the start, then 0.05.
     "held_rise": lambda optimizer, rho=0.1: _with_a_loss(
         ov.sharpness_aware(optimizer, ov.ascent.hold_rise(ov.sam_perturb(1.0)))

@@ -210,7 +210,6 @@ TWO_GRADIENTS = {
         base, optax.chain(ov.clean_gradient(), ov.sam_perturb(0.01))
     ),
     "sampa": lambda base: ov.sampa(base, 0.01, learning_rate=0.01),
-    "auto_vasso": lambda base: ov.auto_vasso(base, ceiling=10.0),
 }
 BASES = {"sgd": optax.sgd(0.05), "lbfgs": optax.lbfgs()}
 

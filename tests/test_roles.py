@@ -22,7 +22,7 @@ PARAMS = {"w": jnp.ones(3), "b": jnp.ones(2)}
 SGD = optax.sgd(0.1)
 CHAIN = optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.1))
 SAM, LAGGED = ov.sam(SGD), ov.lagged_vasso(SGD)
-GUARDED = ov.ascent.collapse_guard(CHAIN, 2.0)
+HELD = ov.ascent.hold_rise(CHAIN)
 LOCAL = ov.sam(train.average_over(SGD, "data"))
 TRACKED = ov.vasso(
     optax.chain(metrics.track(metrics.running_mean(metrics.cosine)), SGD)
@@ -90,14 +90,10 @@ CALLS = {
     ),
     "swapped, with parts of their own": (
         lambda: ov.sharpness_aware(
-            ov.ascent.masked_ascent(GUARDED, lambda p: True),
+            ov.ascent.masked_ascent(HELD, lambda p: True),
             optax.chain(optax.clip(1.0), SGD),
         ).init(PARAMS),
         "pass the optimizer first, as in sharpness_aware(optax.sgd(0.1), sam_perturb",
-    ),
-    "ceiling and ascent swapped": (
-        lambda: ov.ascent.collapse_guard(2.0, CHAIN),
-        "ascent must be an optax.GradientTransformation, got 2.0",
     ),
     "a radius for an ascent": (
         lambda: ov.ascent.per_layer(0.1),
@@ -162,14 +158,6 @@ CALLS = {
         lambda: ov.momentum_sam(SGD, momentum=lambda step: 0.9),
         "momentum must be in [0, 1), got the function <lambda>: it takes no schedule",
     ),
-    "a schedule for a margin": (
-        lambda: ov.ascent.collapse_guard(CHAIN, 1.0, margin=lambda step: 0.1),
-        "margin must be in (0, 1), got the function <lambda>: it takes no schedule",
-    ),
-    "a schedule for a weight": (
-        lambda: ov.ascent.collapse_guard(CHAIN, 1.0, weight=lambda step: 0.1),
-        "weight must be in (0, 1], got the function <lambda>: it takes no schedule",
-    ),
     "a schedule for the decay of a mean": (
         lambda: metrics.running_mean(metrics.cosine, lambda step: 0.9),
         "decay must be in [0, 1), got the function <lambda>: it takes no schedule",
@@ -229,17 +217,13 @@ CALLS = {
         "updates has another tree structure than the parameters asam_perturb was",
     ),
     "a loss per example": (
-        lambda: update(GUARDED, value=jnp.ones(3)),
-        "value must be the scalar loss, got an array of shape (3,): average it over",
-    ),
-    "a loss per example for a recipe": (
         lambda: update(
-            ov.auto_vasso(SGD, ceiling=2.0), value=jnp.ones(3), grad_fn=grad_fn
+            ov.sharpness_aware(SGD, HELD), value=jnp.ones(3), grad_fn=grad_fn
         ),
         "value must be the scalar loss, got an array of shape (3,): average it over",
     ),
     "a loss per example for a held rise": (
-        lambda: update(ov.ascent.hold_rise(CHAIN), value=jnp.ones(3)),
+        lambda: update(HELD, value=jnp.ones(3)),
         "value must be the scalar loss, got an array of shape (3,): average it over",
     ),
     "text among the parameters": (

@@ -84,11 +84,6 @@ OPTIMIZERS = {
     "metrics now and then": lambda: optax.chain(
         ov.vasso(optax.chain(track(cosine, ov.metrics.stability, every=7), SGD)), CLIP
     ),
-    "a patient guard": around(
-        lambda optimizer: ov.sharpness_aware(
-            optimizer, ov.ascent.collapse_guard(ov.sam_perturb(0.1), 2.0)
-        )
-    ),
 }
 
 

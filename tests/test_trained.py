@@ -63,10 +63,6 @@ RECIPES = {
     "looksam": ov.looksam,
     "wsam": functools.partial(ov.wsam, learning_rate=0.1),
     "ae_sam": ov.ae_sam,
-    "auto_vasso": lambda base, rho, **kw: ov.auto_vasso(base, rho, ceiling=9.0, **kw),
-    "auto_lagged_vasso": lambda base, rho, **kw: ov.auto_lagged_vasso(
-        base, rho, ceiling=9.0, **kw
-    ),
     "lagged_vasso": ov.lagged_vasso,
     "momentum_sam": ov.momentum_sam,
     "single_step_sam": ov.single_step_sam,

@@ -24,8 +24,6 @@ METHOD_LABELS = {
     "asam": "ASAM",
     "gsam": "GSAM",
     "lagged_vasso": "lagged VaSSO",
-    "auto_vasso": "automatic VaSSO",
-    "auto_lagged_vasso": "automatic lagged VaSSO",
     "split_sam": "split SAM",
     "held_rise": "split SAM, held rise",
     "momentum_sam": "Momentum-SAM",

@@ -67,8 +67,7 @@ class Method:
       marker: of Matplotlib.
       gradients: per step, on average.
       own: the ranges of its own hyperparameters.
-      make: (base optimizer, hyperparameters, seed) -> optimizer. Beside what is
-        searched the hyperparameters have ``guessing``, the loss of guessing in nats.
+      make: (base optimizer, hyperparameters, seed) -> optimizer.
       makers: () -> the gradient makers of the train step, by its arguments.
     """
 
@@ -102,19 +101,6 @@ def base(hyperparameters: Hyperparameters, steps: Any) -> optax.GradientTransfor
         optax.add_decayed_weights(hyperparameters["weight_decay"]),
         optax.sgd(schedule, momentum=MOMENTUM),
     )
-
-
-def momentum_sam(
-    optimizer: optax.GradientTransformation, rho: Any
-) -> optax.GradientTransformation:
-    """Momentum-SAM: ε = −ρ v/‖v‖ with the momentum v of the gradients, one gradient.
-
-    References:
-      Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational
-      Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
-    """
-    ascent = optax.chain(optax.trace(MOMENTUM), ov.sam_perturb(rho), optax.scale(-1.0))
-    return ov.lagged(optimizer, ascent)
 
 
 # The order of tables and figures.
@@ -173,22 +159,6 @@ METHODS = {
         {"rho": RHO, "theta": THETA},
         lambda b, h, s: ov.lagged_vasso(b, h["rho"], theta=h["theta"]),
     ),
-    "auto_vasso": Method(
-        "automatic VaSSO",
-        "#CC79A7",
-        "d",
-        2,
-        {},
-        lambda b, h, s: ov.auto_vasso(b, ceiling=h["guessing"]),
-    ),
-    "auto_lagged_vasso": Method(
-        "automatic lagged VaSSO",
-        "#7570B3",
-        "p",
-        1,
-        {},
-        lambda b, h, s: ov.auto_lagged_vasso(b, ceiling=h["guessing"]),
-    ),
     "split_sam": Method(
         "split SAM",
         "#009E73",
@@ -213,7 +183,7 @@ METHODS = {
         "<",
         1,
         {"rho": RHO._replace(high=5.0)},
-        lambda b, h, s: momentum_sam(b, h["rho"]),
+        lambda b, h, s: ov.momentum_sam(b, h["rho"], momentum=MOMENTUM),
     ),
     "single_step_sam": Method(
         "single-step SAM",

@@ -103,7 +103,6 @@ def train(
             "seed": np.array(seeds[some], np.uint32),
             "steps": np.full(len(chosen), epochs * task.steps_per_epoch, np.float32),
             "noise": np.full(len(chosen), task.gradient_noise, np.float32),
-            "guessing": np.full(len(chosen), np.log(task.classes), np.float32),
             "labels": np.stack([split.given_labels for split in chosen]),
             "training": np.stack([split.training for split in chosen]),
             "evaluated": np.stack(
@@ -238,8 +237,7 @@ def _program(method: Method, network: Network, tilted: bool) -> Program:
     makers = method.makers()
 
     def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
-        own = {name: row[name] for name in ("guessing", "steps")}
-        chosen = row["hyperparameters"] | own
+        chosen = row["hyperparameters"] | {"steps": row["steps"]}
         return method.make(base(chosen, row["steps"]), chosen, row["seed"])
 
     def start(params: Any, row: dict[str, Any]) -> Any:

@@ -8,7 +8,6 @@ training wrap a whole chain.
 
 from __future__ import annotations
 
-from optax_vasso.ascent.guard import collapse_guard
 from optax_vasso.ascent.perturb import asam_perturb, fisher_perturb, sam_perturb
 from optax_vasso.ascent.radius import hold_rise
 from optax_vasso.ascent.select import masked_ascent, per_layer
@@ -18,7 +17,6 @@ from optax_vasso.ascent.until import until
 
 __all__ = [
     "asam_perturb",
-    "collapse_guard",
     "fisher_perturb",
     "friendly_noise",
     "hold_rise",

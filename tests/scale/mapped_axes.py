@@ -260,9 +260,6 @@ CASES = {
     "local, skipping": lambda: local_groups(
         ov.wrappers.skip_nonfinite(local_with(SGD))
     ),
-    "local, guarded": lambda: local_groups(
-        ov.auto_vasso(ov.train.average_over(SGD, "data"), 0.1, ceiling=20.0)
-    ),
     "own loop": own_loop,
     "mesh with another axis": mesh_with_another_axis,
 }

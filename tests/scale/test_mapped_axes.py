@@ -17,7 +17,7 @@ from optax_vasso._internal.mapped import vary
 
 HERE = Path(__file__).parent
 # One of each kind: test_common traces all of them, which takes no compilation.
-RECIPES = ("sam", "ae_sam", "looksam", "auto_vasso", "lagged_vasso", "sampa")
+RECIPES = ("sam", "ae_sam", "looksam", "held_rise", "lagged_vasso", "sampa")
 RECIPES += ("skip_nonfinite",)
 CASES = (
     *(f"{kind} {recipe}" for kind in ("invariant", "varying") for recipe in RECIPES),
@@ -33,7 +33,6 @@ CASES = (
     "local, adaptive gate",
     "local, tracked",
     "local, skipping",
-    "local, guarded",
     "own loop",
     "mesh with another axis",
 )
