@@ -29,16 +29,12 @@ TASKS = (
     "cancer-40",
     "wine-50",
     "teacher-60",
+    "convnet-50",
+    "digits-75-short",
     "mnist1d-40-short",
     "mnist1d-40-long",
-    "convnet-50",
     "fashion-40-short",
     "fashion-40-long",
-    "digits-75-short",
-    "digits-0",
-    "digits-75-long",
-    "digits-asymmetric",
-    "mnist1d-0-long",
 )
 # Seconds per gradient of one training, with both of two quiet cores at work, and
 # seconds to compile one method for one network.

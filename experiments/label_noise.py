@@ -126,7 +126,7 @@ def report(options: Any, task: Any, plan: Any, size: int, rows: dict[str, Any]) 
 def draw(path: Path, content: dict[str, Any]) -> None:
     """Accuracy over the gradients, and at the end."""
     figures, rows = harness.figures, content["methods"]
-    figure, axes = figures.panels(1, 2, width=3.5, height=3.0)
+    figure, axes = figures.panels(1, 2, height=3.0)
     figures.curves(axes[0, 0], rows, legend=False)
     for height, (name, row) in enumerate(reversed(rows.items())):
         method, found = harness.methods.METHODS[name], row["accuracy"]

@@ -232,7 +232,7 @@ def draw_gains(path: Path, content: dict[str, Any]) -> None:
     """What each method gains over SGD, by task: mean ± standard error of searches."""
     found = main_tasks(content)
     names = [n for n in COMPARED[1:] if any(n in t["methods"] for t in found.values())]
-    figure, axes = figures.panels(1, 1, width=7, height=1 + 0.75 * len(found))
+    figure, axes = figures.panels(1, 1, height=1 + 0.75 * len(found))
     ax = axes[0, 0]
     for shift, name in zip(figures.dodged(len(names), 0.8)[::-1], names, strict=True):
         method = methods.METHODS[name]
@@ -275,7 +275,7 @@ def draw_lengths(path: Path, content: dict[str, Any]) -> None:
     }
     series = {base: some for base, some in series.items() if len(some) > 1}
     series = series or {base: [found[base]] for base in list(found)[:1]}
-    figure, axes = figures.panels(1, len(series), width=7 / len(series), height=3.4)
+    figure, axes = figures.panels(1, len(series), height=3.4)
     for ax, (base, some) in zip(axes.flat, series.items(), strict=True):
         for name in COMPARED[1:]:
             shown = [task for task in some if name in task["methods"]]
@@ -311,7 +311,7 @@ def draw_trials(path: Path, content: dict[str, Any]) -> None:
     chosen = dict(list(found.items())[:4])
     columns = min(2, len(chosen))
     figure, axes = figures.panels(
-        -(-len(chosen) // columns), columns, width=7 / columns, height=2.8
+        -(-len(chosen) // columns), columns, height=2.8
     )
     counts = searches.TRIALS
     for ax, task in zip(axes.flat, chosen.values(), strict=False):
