@@ -109,7 +109,11 @@ def mathml(node: nodes.Element) -> str:
         f'<mo form="{form}" stretchy="false">' for form in ("prefix", "postfix")
     )
     markup = markup.replace('<mo class="mathopen">', opening)
-    return re.sub("<mo>([|‖])</mo>", rf"{closing}\1</mo>", markup)
+    markup = re.sub("<mo>([|‖])</mo>", rf"{closing}\1</mo>", markup)
+    # A space between log and its argument, unless that stands in brackets.
+    return re.sub(
+        r"<mo>&ApplyFunction;</mo>(?=\s*<m[in])", '<mspace width="0.1667em"/>', markup
+    )
 
 
 def linked_names() -> dict[str, str]:
