@@ -1,23 +1,66 @@
-"""A language model: does a second gradient pay where the loss is far from its minimum?
+"""A language model: which methods pay where the loss is far from its minimum?
 
 A character-level transformer on the source of Python's standard library, trained by
-AdamW, and by SAM, VaSSO and lagged VaSSO around AdamW. Learning rate, weight decay and
-radius are searched for every method on files that neither training nor the test has
-seen. About five minutes on two cores.
+AdamW, and by methods of one and of two gradients per step around it. Learning rate,
+weight decay and radius are searched for every method, at equal gradients, on files that
+neither training nor the test has seen; the best two of a search go on to the longer
+training. About ten minutes on two cores.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.harness import command_line
+from experiments.harness import command_line, files
 
-METHODS = ("adamw", "sam", "vasso", "lagged_vasso")
-CALLS = 12  # of 60 steps each: 720 gradients
-# Less than the protocol's, since one training takes seconds: 18 trainings per search.
-BUDGET = {"trials": 12, "seeds": 1, "rungs": ((4, 2), (2, 3)), "widenings": 1}
-AGAIN = 2  # seeds on which the finalists are measured at equal steps
+METHODS = (
+    "adamw",
+    "nadamw",
+    "momentum_sam",
+    "momentum_sam_nadamw",
+    "lagged_vasso",
+    "split_sam",
+    "sam",
+    "vasso",
+    "functional_sam",
+)
+REFERENCES = ("adamw",)
+
+
+class Plan(NamedTuple):
+    """How much is trained; lengths in gradients.
+
+    Attributes:
+      seeds: of the test at each length.
+      search: at the first length. Less than the protocol's, since one training takes
+        seconds.
+      lengths: of trainings; a multiple of a hundred, so that methods of two gradients
+        take as many.
+      going_on: how many finalists are measured at the other lengths.
+      again: seeds that they are measured on.
+      width: of the transformer.
+      blocks: of the transformer.
+    """
+
+    seeds: int
+    search: Any
+    lengths: tuple[int, ...] = (600, 2000)
+    going_on: int = 2
+    again: int = 2
+    width: int = 32
+    blocks: int = 2
+
+    @property
+    def trainings(self) -> dict[int, int]:
+        """How many there are of each length, if the search widens nothing."""
+        count = dict.fromkeys(self.lengths, self.seeds + self.going_on * self.again)
+        count[self.lengths[0]] = self.seeds + self.search.trainings
+        return count
+
+    @property
+    def work(self) -> int:
+        """Gradients of the study of one method."""
+        return sum(length * count for length, count in self.trainings.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,125 +69,115 @@ def main(arguments: list[str] | None = None) -> int:
         "char_lm", __doc__, seeds=6, methods=METHODS
     )
     options = command_line.parse(parser, arguments)
-    harness.rows.use_all_cores()
+    harness.rows.use_all_cores(options.runs / "compiled")
     from experiments.tasks import corpus as texts
 
     try:
         corpus = texts.read()
     except ValueError as error:
         parser.error(str(error))
-    calls, budget = CALLS, harness.tuning.Budget(**BUDGET)
-    width, blocks = 32, 2
+    budget = harness.tuning.Budget
+    plan = Plan(options.seeds, budget(12, 1, ((4, 2), (2, 3)), 1))
     if options.smoke:
-        calls, budget = 2, harness.tuning.Budget(2, 1, ((1, 2),), 0)
-        width, blocks = 8, 1
+        plan = Plan(2, budget(2, 1, ((1, 2),), 0), (100, 200), 1, 1, 8, 1)
         options.methods = options.methods[:2]
-    model = harness.transformer.Transformer(
-        width, blocks, texts.VOCABULARY, harness.language.CONTEXT
-    )
-    methods = {name: method_of(name) for name in options.methods}
-    work = {n: work_of(m, budget, options.seeds, calls) for n, m in methods.items()}
-    size = round(sum(work.values()))
+    size = plan.work * len(options.methods)
     command_line.check_publishing(parser, options, "char_lm", size)
-    content: dict[str, Any] = {"seeds": options.seeds, "text": corpus.describe()}
+    content: dict[str, Any] = {"seeds": plan.seeds, "text": corpus.describe()}
     content |= {"frequencies": texts.loss_of_frequencies(corpus)}
+    folder = options.runs / "char_lm" / content["text"]["sha256"][:8]
     units: dict[str, Any] = {}
     try:
         with harness.progress.over("language model", size) as progress:
-            for name, method in methods.items():
-                progress.describe(method.label)
-                with harness.progress.part_of(progress, work[name]):
-                    units[name] = study(corpus, model, method, budget, options, calls)
+            for name in options.methods:
+                units[name] = saved_study(folder, corpus, name, plan, progress)
     finally:
-        for key in ("gradients", "steps", "search"):
-            content[key] = {name: unit[key] for name, unit in units.items()}
-        for key in ("gradients", "steps") if units else ():
-            content[key] = compare(content[key], content["frequencies"])
-            title = f"Standard library's source, {options.seeds} seeds, equal {key}"
-            harness.tables.show(title, *cells(content[key]))
+        content["search"] = {name: unit["search"] for name, unit in units.items()}
+        content["lengths"] = {}
+        for length in map(str, plan.lengths if units else ()):
+            rows = {name: unit["tests"][length] for name, unit in units.items()}
+            rows = compare(rows, content["frequencies"])
+            content["lengths"][length] = rows
+            title = f"Standard library's source, {plan.seeds} seeds, {length} gradients"
+            harness.tables.show(title, *cells(rows))
         command_line.save(
             options,
             "char_lm",
             content,
             size=size,
             done=len(units),
-            of=len(methods),
+            of=len(options.methods),
             unit="methods",
             draw=draw,
         )
     return 0
 
 
-def method_of(name: str) -> Any:
-    """A method around AdamW: as in the other experiments, with other ranges."""
-    methods = harness.methods
-    method = methods.METHODS["sgd" if name == "adamw" else name]
-    own = {
-        "learning_rate": methods.Range(0.003, 0.03),
-        "weight_decay": methods.Range(0.01, 0.5, least=1e-4),
-    } | method.own
-    if "rho" in own:
-        own["rho"] = methods.Range(0.001, 0.1, least=1e-5)
-    label = "AdamW" if name == "adamw" else method.label
-    return dataclasses.replace(method, label=label, own=own)
-
-
-def work_of(method: Any, budget: Any, seeds: int, calls: int) -> float:
-    """Gradients of the study of a method that widens nothing."""
-    steps = calls * harness.language.STEPS_PER_CALL
-    work = steps * (budget.trainings + seeds)
-    if method.gradients > 1:
-        again = budget.rungs[-1][0] * AGAIN + seeds
-        work += again * steps * method.gradients
-    return work
-
-
-def study(
-    corpus: Any, model: Any, method: Any, budget: Any, options: Any, calls: int
+def saved_study(
+    folder: Path, corpus: Any, name: str, plan: Plan, progress: Any
 ) -> dict[str, Any]:
-    """Search a method at equal gradients; test at equal gradients and equal steps."""
+    """The study of a method, read if it was finished before."""
+    sizes = "-".join(map(str, (plan.width, *plan.lengths, plan.seeds)))
+    path = folder / f"{name} {sizes}-{plan.search.trainings}.json"
+    found = files.read_json(path)
+    if found is None:
+        method = harness.language_methods.METHODS[name]
+        progress.describe(method.label)
+        with harness.progress.part_of(progress, plan.work):
+            found = study(corpus, method, plan)
+        files.write_json(path, found)
+    else:
+        progress.advance(plan.work)
+    return found
+
+
+def study(corpus: Any, method: Any, plan: Plan) -> dict[str, Any]:
+    """Search a method at the first length; test it at all."""
     import numpy as np
 
-    first = harness.units.FIRST_SEARCH_SEED
-    shorter = round(calls / method.gradients)
-    total = work_of(method, budget, options.seeds, calls)
-    with harness.progress.over(method.label, total) as progress:
+    from experiments.tasks.corpus import VOCABULARY
 
-        def train(points: Any, seeds: Any, calls: int, test: bool = False) -> Any:
-            return harness.language.train(
+    language, first = harness.language, harness.units.FIRST_SEARCH_SEED
+    model = harness.transformer.Transformer(
+        plan.width, plan.blocks, VOCABULARY, language.CONTEXT
+    )
+    with harness.progress.over(method.label, plan.work) as progress:
+
+        def train(points: Any, seeds: Any, length: int, test: bool = False) -> Any:
+            return language.train(
                 *(corpus, model, method, points, seeds),
-                calls=calls,
+                calls=length // method.gradients // language.STEPS_PER_CALL,
                 test=test,
                 progress=progress,
             )
 
-        def measure(points: Any, seeds: Any, calls: int = shorter) -> Any:
+        def measure(points: Any, seeds: Any, length: int = plan.lengths[0]) -> Any:
             """Higher is better: minus the loss on the validation files."""
-            return -train(points, seeds, calls).validation[:, -1]
+            return -train(points, seeds, length).validation[:, -1]
 
-        def test(point: dict[str, float], calls: int) -> dict[str, Any]:
-            seeds = range(options.seeds)
-            trained = train([point] * options.seeds, seeds, calls, test=True)
-            return row(method, point, trained)
-
-        found = harness.tuning.search(method.space, measure, budget, first_seed=first)
-        tested = test(found.picked, shorter)
-        result = {"gradients": tested, "steps": tested}
-        if shorter != calls:
-            points = [found.trials[i].hyperparameters for i in found.finalists]
-            seeds = list(range(first, first + AGAIN))
+        found = harness.tuning.search(
+            method.space, measure, plan.search, first_seed=first
+        )
+        picked = dict.fromkeys(plan.lengths, found.picked)
+        finalists = found.finalists[: plan.going_on]
+        points = [found.trials[i].hyperparameters for i in finalists]
+        seeds = list(range(first, first + plan.again))
+        for length in plan.lengths[1:]:
             scores = measure(
-                [p for p in points for _ in seeds], seeds * len(points), calls
+                [p for p in points for _ in seeds], seeds * len(points), length
             )
-            best = int(np.reshape(scores, (len(points), -1)).mean(1).argmax())
-            result["steps"] = test(points[best], calls)
-    return result | {"search": harness.tuning.as_json(found)}
+            best = np.reshape(scores, (len(points), -1)).mean(1).argmax()
+            picked[length] = points[int(best)]
+        tests = {}
+        for length, point in picked.items():
+            trained = train([point] * plan.seeds, range(plan.seeds), length, test=True)
+            tests[str(length)] = row(method, point, trained)
+    return {"tests": tests, "search": harness.tuning.as_json(found)}
 
 
 def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:
     """What a results file says of the test trainings of one method."""
     statistics = harness.statistics
-    picked = statistics.early_stopped(-trained.validation, trained.test)
     errors = [statistics.standard_error(column) for column in trained.test.T]
     return {
         "label": method.label,
@@ -152,7 +185,6 @@ def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:
         "epochs": int(trained.steps[-1]),
         "gradients": float(trained.gradients.mean()),
         "last": statistics.summary(trained.test[:, -1], 0),
-        "picked": statistics.summary(picked, 0),
         "training": statistics.summary(trained.training, 0),
         "curve": {
             "epochs": trained.steps.tolist(),
@@ -167,49 +199,54 @@ def compare(rows: dict[str, Any], frequencies: float) -> dict[str, Any]:
     for found in rows.values():
         values = found["last"]["values"]
         found["last"]["collapsed"] = sum(value > frequencies for value in values)
-    return harness.tables.compare(rows, ("adamw", "sam"))
+    return harness.tables.compare(rows, REFERENCES)
 
 
 def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; losses in nats per character."""
     tables, describe = harness.tables, harness.methods.describe
-    known = [name for name in ("adamw", "sam") if name in rows]
-    header = ["method", "hyperparameters", "steps", "gradients"]
-    header += ["test loss (nats)", "quartiles", "collapsed", "training loss (nats)"]
-    for name in known:
-        header += [f"− {rows[name]['label']}", "p (Holm)"]
+    header = ["method", "hyperparameters", "steps", "test loss (nats)", "collapsed"]
+    header += ["training loss (nats)", "− AdamW", "p (Holm)"]
     lines = []
     for found in rows.values():
         last = found["last"]
         line = [found["label"], describe(found["hyperparameters"])]
-        line += [f"{found[key]:.0f}" for key in ("epochs", "gradients")]
-        line += [tables.mean_and_error(last, 3)]
-        line += [f"{last['lower_quartile']:.3f} to {last['upper_quartile']:.3f}"]
+        line += [f"{found['epochs']}", tables.mean_and_error(last, 3)]
         line += [f"{last['collapsed']} of {len(last['values'])}"]
         line += [tables.mean_and_error(found["training"], 3)]
-        for name in known:
-            line += tables.difference_cells(found["differences"].get(name), 3)
+        line += tables.difference_cells(found["differences"].get("adamw"), 3)
         lines.append(line)
     return header, lines
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """Test loss over the gradients, and at the end at both budgets."""
-    figures = harness.figures
-    figure, axes = figures.panels(1, 2, width=5.2)
-    label = "test loss (nats per character)"
-    rows = content["gradients"]
-    figures.curves(axes[0, 0], rows, label)
-    # The first evaluations are far above the rest, and the same for all.
-    shown = [loss for row in rows.values() for loss in row["curve"]["mean"][2:]]
-    if shown:
-        room = 0.05 * (max(shown) - min(shown))
-        axes[0, 0].set_ylim(min(shown) - room, max(shown) + room)
-    figures.ranking(axes[0, 1], rows, content["steps"], label)
-    figure.suptitle(
-        "Character-level transformer, equal gradients (hollow: equal steps): mean ± "
-        f"standard error, {content['seeds']} seeds",
-        fontsize=10,
+    """Test loss less AdamW's, a line per method and a panel per length."""
+    figures, methods = harness.figures, harness.language_methods.METHODS
+    lengths = content["lengths"]
+    figure, axes = figures.panels(1, len(lengths), width=7 / len(lengths), height=2.8)
+    for ax, (length, rows) in zip(axes[0], lengths.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=0.8)
+        shown = {name: row for name, row in rows.items() if row["differences"]}
+        for number, (name, row) in enumerate(shown.items()):
+            difference, method = row["differences"]["adamw"], methods[name]
+            ax.errorbar(
+                difference["mean"],
+                -number,
+                xerr=difference["standard_error"],
+                color=method.color,
+                marker=method.marker,
+                capsize=2,
+            )
+        ax.set_title(f"{length} gradients", fontsize=9)
+        ax.tick_params(labelsize=8)
+        labels = [row["label"] for row in shown.values()]
+        ax.set_yticks(range(0, -len(shown), -1), labels, fontsize=8)
+        if ax is not axes[0, 0]:
+            ax.tick_params(labelleft=False)
+    figure.supxlabel(
+        "test loss minus AdamW's (nats per character): mean ± standard error, "
+        f"{content['seeds']} seeds",
+        size=9,
     )
     figures.save(figure, path)
 

@@ -8,16 +8,19 @@ import importlib
 from typing import Any
 
 MODULES = (
+    "annealing",
     "ascents",
     "command_line",
     "figures",
     "files",
-    "language",
     "grids",
+    "language",
+    "language_methods",
     "methods",
     "networks",
     "progress",
     "radius_rules",
+    "rounding",
     "rows",
     "solutions",
     "statistics",

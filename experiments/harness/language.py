@@ -1,7 +1,7 @@
 """Training of language models, every hyperparameter a traced number.
 
-The same for every method: AdamW below it, whose learning rate warms up over a twentieth
-of the run's own steps and falls to 0 along a half cosine.
+The learning rate of every method warms up over a twentieth of the run's own steps and
+falls to 0 along a half cosine.
 """
 
 import functools
@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 import optax_vasso as ov
-from experiments.harness.methods import Hyperparameters, Method
+from experiments.harness.language_methods import Method, whole
+from experiments.harness.methods import Hyperparameters
 from experiments.harness.progress import Progress
 from experiments.harness.rows import over_rows, place
 from experiments.harness.transformer import Transformer
@@ -22,7 +23,7 @@ from experiments.tasks.corpus import Corpus, evenly_spaced_windows
 
 CONTEXT = 32
 BATCH = 8
-STEPS_PER_CALL = 60
+STEPS_PER_CALL = 50
 EVALUATION_WINDOWS = 1024
 
 
@@ -44,20 +45,12 @@ class Trained(NamedTuple):
     gradients: np.ndarray
 
 
-def base(hyperparameters: Hyperparameters, steps: Any) -> optax.GradientTransformation:
-    """AdamW with a schedule that spans ``steps``, which may be traced."""
+def schedule(hyperparameters: Hyperparameters, steps: Any, step: jax.Array) -> Any:
+    """The learning rate of a step of ``steps``, which may be traced."""
     warmup = steps / 20
-
-    def schedule(step: jax.Array) -> jax.Array:
-        gone = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * gone))
-        return hyperparameters["learning_rate"] * jnp.minimum(step / warmup, falling)
-
-    return optax.chain(
-        optax.scale_by_adam(b2=0.99),
-        optax.add_decayed_weights(hyperparameters["weight_decay"]),
-        optax.scale_by_learning_rate(schedule),
-    )
+    gone = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * gone))
+    return hyperparameters["learning_rate"] * jnp.minimum(step / warmup, falling)
 
 
 def train(
@@ -140,15 +133,12 @@ def train(
 @functools.cache
 def _program(method: Method, model: Transformer) -> tuple[Callable[..., Any], ...]:
     """Compiled functions of rows: start, run and losses."""
+    objective, loss = method.objective(model), whole(model).loss
 
     def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
         chosen = row["hyperparameters"]
-        return method.make(base(chosen, row["steps"]), chosen, row["seed"])
-
-    def loss(params: Any, windows: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, windows[:, :-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
-        return jnp.mean(losses)
+        of_step = functools.partial(schedule, chosen, row["steps"])
+        return method.make(of_step, chosen, row["seed"])
 
     def start(row: dict[str, Any]) -> Any:
         empty = jnp.zeros((1, CONTEXT), jnp.int32)
@@ -156,13 +146,17 @@ def _program(method: Method, model: Transformer) -> tuple[Callable[..., Any], ..
         return ov.init_train_state(params, optimizer_of(row)), jnp.zeros(())
 
     def run(text: jax.Array, carry: Any, row: dict[str, Any], starts: jax.Array) -> Any:
-        train_step = ov.make_train_step(loss, optimizer_of(row))
+        train_step = ov.make_train_step(
+            objective.loss, optimizer_of(row), **objective.makers
+        )
 
         def step(carry: Any, starts: jax.Array) -> tuple[Any, None]:
             state, gradients = carry
             windows = text[starts[:, None] + jnp.arange(CONTEXT + 1)[None]]
             state, metrics = train_step(state, windows)
+            # Two parts of a batch are one gradient of it.
             second = jnp.asarray(metrics.get("ascended", False))
+            second &= "ascent_gradient" not in objective.makers
             return (state, gradients + 1 + second), None
 
         return jax.lax.scan(step, carry, starts)[0]

@@ -1,0 +1,386 @@
+"""Annealing a language model for few bits: which optimizer's weights round best?
+
+A character-level transformer of 119,000 parameters learns the source of Python's
+standard library with AdamW at a constant learning rate. From the same weights the last
+fifth, in which the learning rate falls to 0, is then trained by every method, with as
+many gradients and, seed by seed, the same batches. Then its weight matrices are rounded
+to the nearest of 2^b − 1 levels, without further training. The validation text chooses
+the learning rate and a setting of each method; differences are those of the test text,
+paired by seed. About ten minutes on one core.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import harness
+from experiments.harness import command_line, files
+from experiments.harness.progress import Progress
+
+CHARACTERS = 16_384  # of each module: training reads most characters about once
+WINDOWS = 256  # of each text that is evaluated
+BITS = (8, 4, 3)
+FORMATS = (
+    "clean",
+    *(f"{bits} bits per {unit}" for unit in ("channel", "tensor") for bits in BITS),
+)
+CHOSEN_BY = "4 bits per channel"
+SPLITS = ("validation", "test")
+
+# What a setting is unless it says otherwise. ``rate`` multiplies the learning rate;
+# ``newest`` is the weight of the newest weights in the average that is evaluated.
+DEFAULTS = {"rate": 1.0, "weight_decay": 0.1, "newest": 1.0, "rho": 0.0, "theta": 0.4}
+SYMBOLS = {"rate": "η ×", "weight_decay": "wd =", "newest": "weight", "rho": "ρ ="}
+
+
+class Family(NamedTuple):
+    """A method, and the settings of which one is chosen.
+
+    Attributes:
+      label: in tables and figures.
+      method: its name among the methods of language models.
+      settings: hyperparameters that differ from the defaults.
+    """
+
+    label: str
+    method: str
+    settings: tuple[dict[str, float], ...] = ({},)
+
+
+def _over(name: str, *values: float) -> tuple[dict[str, float], ...]:
+    return tuple({name: value} for value in values)
+
+
+FAMILIES = {
+    "adamw": Family("AdamW", "adamw"),
+    "momentum_sam": Family("Momentum-SAM", "momentum_sam", _over("rho", 0.1, 0.3, 1.0)),
+    "lagged_vasso": Family("lagged VaSSO", "lagged_vasso", _over("rho", 0.03, 0.1)),
+    "nadamw": Family("NAdamW", "nadamw"),
+    "random": Family("random perturbation", "random", _over("rho", 0.3, 2.0)),
+    "average": Family("average of the weights", "adamw", _over("newest", 0.02)),
+    "decay": Family("AdamW, weight decay", "adamw", _over("weight_decay", 0.3, 1.0)),
+    "sam": Family("SAM, half the steps", "sam", _over("rho", 0.03, 0.1)),
+    "split_sam": Family("split SAM", "split_sam", _over("rho", 0.1, 0.3)),
+    "functional_sam": Family(
+        "Functional SAM, half the steps", "functional_sam", _over("rho", 0.1)
+    ),
+}
+
+
+class Plan(NamedTuple):
+    """How much is trained.
+
+    Attributes:
+      seeds: of every setting; the learning rate is chosen on two.
+      pretraining: gradients at the constant learning rate.
+      annealing: gradients in which it falls to 0.
+      rates: learning rates that are tried.
+      width: of the transformer.
+      blocks: of the transformer.
+    """
+
+    seeds: int
+    pretraining: int = 1600
+    annealing: int = 400
+    rates: tuple[float, ...] = (0.004, 0.008)
+    width: int = 64
+    blocks: int = 2
+
+    @property
+    def work_of_rates(self) -> int:
+        """Gradients that the choice of the learning rate takes."""
+        return len(self.rates) * 2 * (self.pretraining + self.annealing)
+
+    def work_of(self, family: Family) -> int:
+        """Gradients that the annealings of a family take."""
+        return len(family.settings) * self.seeds * self.annealing
+
+
+SMOKE = Plan(2, 100, 100, (0.004, 0.008), 8, 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what is missing; print, write."""
+    parser = command_line.experiment_parser(
+        "quantization", __doc__, seeds=8, methods=FAMILIES
+    )
+    options = command_line.parse(parser, arguments)
+    plan = SMOKE if options.smoke else Plan(options.seeds)
+    names = list(dict.fromkeys(["adamw", *options.methods]))
+    names = names[:2] if options.smoke else names
+    from experiments.tasks import corpus as texts
+
+    try:
+        corpus = texts.read(characters=CHARACTERS)
+    except ValueError as error:
+        parser.error(str(error))
+    harness.rows.use_all_cores(options.runs / "compiled")
+    size = plan.work_of_rates + plan.seeds * plan.pretraining
+    size += sum(plan.work_of(FAMILIES[name]) for name in names)
+    command_line.check_publishing(parser, options, "quantization", size)
+    content: dict[str, Any] = {"text": corpus.describe(), "plan": plan._asdict()}
+    losses: dict[str, Any] = {}
+    try:
+        with harness.progress.over("quantization", size) as progress:
+            study = Study(corpus, plan, options.runs / "quantization", progress)
+            content["rates"] = study.rates()
+            rate = best_rate(content["rates"])
+            starts = study.pretrained(rate)
+            for name in names:
+                losses[name] = study.annealed(name, rate, starts)
+    finally:
+        content["families"] = summaries(losses)
+        if losses:
+            harness.tables.show("Rounded weights, test text", *cells(content))
+        command_line.save(
+            options,
+            "quantization",
+            content,
+            size=size,
+            done=len(losses),
+            of=len(names),
+            unit="methods",
+            draw=draw,
+        )
+    return 0
+
+
+class Study:
+    """The trainings; those that are finished are read from files.
+
+    Attributes:
+      plan: how much.
+      folder: of the files.
+      progress: advanced by gradients.
+    """
+
+    def __init__(
+        self, corpus: Any, plan: Plan, folder: Path, progress: Progress
+    ) -> None:
+        from experiments.tasks import corpus as texts
+
+        self.plan, self.progress = plan, progress
+        sizes = "-".join(map(str, (*plan[:3], *plan[4:])))
+        self.folder = folder / f"{sizes}-{corpus.describe()['sha256'][:8]}"
+        context = harness.language.CONTEXT
+        self.text = corpus.text["training"].astype("int32")
+        self.windows = {
+            split: texts.evenly_spaced_windows(corpus.text[split], WINDOWS, context + 1)
+            for split in SPLITS
+        }
+        self.model = harness.transformer.Transformer(
+            plan.width, plan.blocks, texts.VOCABULARY, context
+        )
+
+    def rates(self) -> dict[str, list[float]]:
+        """Validation losses of AdamW by learning rate, on two seeds."""
+        found = {}
+        for rate in self.plan.rates:
+            path = self.folder / f"rate {rate:g}.json"
+            losses = files.read_json(path)
+            if losses is None:
+                self.progress.describe(f"learning rate {rate:g}")
+                starts = self._pretrain(rate, 2)
+                losses = self._anneal(FAMILIES["adamw"], {}, rate, starts, 2)
+                files.write_json(path, losses)
+            else:
+                each = self.plan.work_of_rates // len(self.plan.rates)
+                self.progress.advance(each)
+            found[f"{rate:g}"] = [row[0] for row in losses["validation"]]
+        return found
+
+    def pretrained(self, rate: float) -> Any:
+        """The weights and Adam's moments of all seeds."""
+        import numpy as np
+
+        path, seeds = self.folder / f"pretrained {rate:g}.npz", self.plan.seeds
+        if not path.exists():
+            self.progress.describe("pretraining")
+            leaves = self._pretrain(rate, seeds)
+            files.write_atomically(path, lambda temporary: np.savez(temporary, *leaves))
+            return leaves
+        self.progress.advance(seeds * self.plan.pretraining)
+        with np.load(path) as saved:
+            return [saved[name] for name in saved.files]
+
+    def annealed(self, name: str, rate: float, starts: Any) -> list[dict[str, Any]]:
+        """Each setting of a family, with its losses, (seeds, formats), by text."""
+        family, found = FAMILIES[name], []
+        for setting in family.settings:
+            values = "".join(f", {key} {value:g}" for key, value in setting.items())
+            path = self.folder / f"{name} {rate:g}{values}.json"
+            losses = files.read_json(path)
+            if losses is None:
+                self.progress.describe(label_of(family, setting))
+                losses = self._anneal(family, setting, rate, starts, self.plan.seeds)
+                files.write_json(path, losses)
+            else:
+                self.progress.advance(self.plan.seeds * self.plan.annealing)
+            found.append({"setting": setting, "losses": losses})
+        return found
+
+    def _pretrain(self, rate: float, seeds: int) -> Any:
+        return harness.annealing.pretrain(
+            self.model,
+            self.text,
+            DEFAULTS | {"learning_rate": rate},
+            range(seeds),
+            steps=self.plan.pretraining,
+            progress=self.progress,
+        )
+
+    def _anneal(
+        self,
+        family: Family,
+        setting: dict[str, float],
+        rate: float,
+        starts: Any,
+        seeds: int,
+    ) -> dict[str, Any]:
+        setting = DEFAULTS | setting
+        setting["learning_rate"] = rate * setting["rate"]
+        losses = harness.annealing.anneal(
+            self.model,
+            harness.language_methods.METHODS[family.method],
+            self.text,
+            self.windows,
+            setting,
+            starts,
+            range(seeds),
+            bits=BITS,
+            gradients=self.plan.annealing,
+            progress=self.progress,
+        )
+        return {split: values.round(6).tolist() for split, values in losses.items()}
+
+
+def best_rate(rates: dict[str, list[float]]) -> float:
+    """The learning rate with the lowest mean loss."""
+    return float(min(rates, key=lambda rate: sum(rates[rate])))
+
+
+def label_of(family: Family, setting: dict[str, float]) -> str:
+    """A family with one of its settings, as a table shows it."""
+    values = [f"{SYMBOLS[key]} {value:g}" for key, value in setting.items()]
+    return ", ".join([family.label, *values])
+
+
+def summaries(losses: dict[str, Any]) -> dict[str, Any]:
+    """What a results file says of all settings.
+
+    Args:
+      losses: of :meth:`Study.annealed`, by family, AdamW's among them.
+
+    Returns:
+      By family, a list of its settings: ``label``, ``setting``, ``chosen``, whether it
+      is the family's best on the validation text, and by text and format ``mean``,
+      ``standard_error`` and ``values`` of the loss, and the paired ``difference`` to
+      AdamW, which AdamW lacks.
+    """
+    found: dict[str, Any] = {}
+    for name, settings in losses.items():
+        found[name] = [
+            {
+                "label": label_of(FAMILIES[name], one["setting"]),
+                "setting": one["setting"],
+                "validation": _rows(one, losses, "validation"),
+                "test": _rows(one, losses, "test"),
+            }
+            for one in settings
+        ]
+        best = min(found[name], key=lambda one: one["validation"][CHOSEN_BY]["mean"])
+        for one in found[name]:
+            one["chosen"] = one is best
+    return found
+
+
+def _rows(one: dict[str, Any], losses: dict[str, Any], split: str) -> dict[str, Any]:
+    """Losses of one setting on one text, by format."""
+    statistics = harness.statistics
+    (reference,) = losses["adamw"]
+    found: dict[str, Any] = {}
+    for form, values, others in zip(
+        FORMATS,
+        zip(*one["losses"][split], strict=True),
+        zip(*reference["losses"][split], strict=True),
+        strict=True,
+    ):
+        found[form] = {
+            "mean": sum(values) / len(values),
+            "standard_error": statistics.standard_error(values),
+            "values": values,
+        }
+        if one is not reference:
+            difference = statistics.paired_difference(values, others)
+            found[form]["difference"] = difference
+    return found
+
+
+def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """AdamW's losses on the test text, and what all others are above them."""
+    tables = harness.tables
+    header = ["minus AdamW (nats)", *FORMATS]
+    lines = []
+    for settings in content["families"].values():
+        for one in settings:
+            label = one["label"]
+            line = [f"**{label}**" if one["chosen"] and len(settings) > 1 else label]
+            for form in FORMATS:
+                row = one["test"][form]
+                line.append(
+                    tables.plus_minus(row["difference"], 3)
+                    if "difference" in row
+                    else tables.mean_and_error(row, 3)
+                )
+            lines.append(line)
+    return header, lines
+
+
+# Of each figure's panel: the format, and its title.
+PANELS = {
+    "clean": "not rounded",
+    "4 bits per channel": "4 bits per channel",
+    "3 bits per channel": "3 bits per channel",
+}
+
+
+def draw(path: Path, content: dict[str, Any]) -> None:
+    """What the test loss is above AdamW's: a line per setting, a panel per format."""
+    figures, methods = harness.figures, harness.language_methods.METHODS
+    shown = [
+        (FAMILIES[name], one)
+        for name, settings in content["families"].items()
+        for one in settings
+        if name != "adamw"
+    ]
+    figure, axes = figures.panels(
+        1, len(PANELS), width=7 / len(PANELS), height=1 + 0.2 * len(shown)
+    )
+    for ax, (form, title) in zip(axes[0], PANELS.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=0.8)
+        for number, (family, one) in enumerate(shown):
+            method, found = methods[family.method], one["test"][form]["difference"]
+            ax.errorbar(
+                found["mean"],
+                -number,
+                xerr=found["standard_error"],
+                color=method.color,
+                marker=method.marker,
+                markerfacecolor=method.color if one["chosen"] else "white",
+                markersize=5,
+                capsize=2,
+            )
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.set_yticks([])
+        ax.set_ylim(0.6 - len(shown), 0.6)
+    axes[0, 0].set_yticks(
+        range(0, -len(shown), -1), [one["label"] for _, one in shown], fontsize=8
+    )
+    figure.supxlabel(
+        "test loss minus AdamW's (nats per character), mean ± standard error", size=9
+    )
+    figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
