@@ -3,10 +3,12 @@
 A character-level transformer on the source of Python's standard library, trained by
 AdamW, and by methods of one and of two gradients per step around it. Learning rate,
 weight decay and radius are searched for every method, at equal gradients, on files that
-neither training nor the test has seen; the best two of a search go on to the longer
-training. About ten minutes on two cores.
+neither training nor the test has seen; the best two of a search go on to longer
+trainings. About five minutes on two cores.
 """
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +34,11 @@ class Plan(NamedTuple):
 
     Attributes:
       seeds: of the test at each length.
-      search: at the first length. Less than the protocol's, since one training takes
-        seconds.
-      lengths: of trainings; a multiple of a hundred, so that methods of two gradients
-        take as many.
-      going_on: how many finalists are measured at the other lengths.
+      search: how much; less than the protocol, since one training takes seconds.
+      searched: the length of the search's trainings.
+      lengths: of the test's trainings; multiples of a hundred, so that methods of two
+        gradients take as many.
+      going_on: how many finalists are measured at another length.
       again: seeds that they are measured on.
       width: of the transformer.
       blocks: of the transformer.
@@ -44,29 +46,39 @@ class Plan(NamedTuple):
 
     seeds: int
     search: Any
-    lengths: tuple[int, ...] = (600, 2000)
+    searched: int
+    lengths: tuple[int, ...]
     going_on: int = 2
     again: int = 2
     width: int = 32
     blocks: int = 2
 
     @property
-    def trainings(self) -> dict[int, int]:
-        """How many there are of each length, if the search widens nothing."""
-        count = dict.fromkeys(self.lengths, self.seeds + self.going_on * self.again)
-        count[self.lengths[0]] = self.seeds + self.search.trainings
-        return count
+    def work_of_search(self) -> int:
+        """Gradients of a search that widens nothing."""
+        return self.searched * self.search.trainings
+
+    def work_of(self, length: int) -> int:
+        """Gradients of the trainings of one method at a length."""
+        again = 0 if length == self.searched else self.going_on * self.again
+        return length * (self.seeds + again)
 
     @property
     def work(self) -> int:
-        """Gradients of the study of one method."""
-        return sum(length * count for length, count in self.trainings.items())
+        """Gradients of one method."""
+        return self.work_of_search + sum(map(self.work_of, self.lengths))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Search and test every method; print, write."""
     parser = command_line.experiment_parser(
         "char_lm", __doc__, seeds=6, methods=METHODS
+    )
+    parser.add_argument(
+        "--lengths",
+        type=command_line.numbers(hundreds),
+        default="600",
+        help="gradients of the tested trainings, with commas between",
     )
     options = command_line.parse(parser, arguments)
     harness.rows.use_all_cores(options.runs / "compiled")
@@ -77,35 +89,40 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     budget = harness.tuning.Budget
-    plan = Plan(options.seeds, budget(12, 1, ((4, 2), (2, 3)), 1))
+    search = budget(12, 1, ((4, 2), (2, 3)), 1)
+    plan = Plan(options.seeds, search, 600, tuple(options.lengths))
     if options.smoke:
-        plan = Plan(2, budget(2, 1, ((1, 2),), 0), (100, 200), 1, 1, 8, 1)
+        search = budget(2, 1, ((1, 2),), 0)
+        plan = Plan(2, search, 100, (100, 200), 1, 1, 8, 1)
         options.methods = options.methods[:2]
     size = plan.work * len(options.methods)
     command_line.check_publishing(parser, options, "char_lm", size)
     content: dict[str, Any] = {"seeds": plan.seeds, "text": corpus.describe()}
     content |= {"frequencies": texts.loss_of_frequencies(corpus)}
     folder = options.runs / "char_lm" / content["text"]["sha256"][:8]
-    units: dict[str, Any] = {}
+    content |= {"search": {}, "lengths": {str(n): {} for n in plan.lengths}}
+    done = 0
     try:
         with harness.progress.over("language model", size) as progress:
             for name in options.methods:
-                units[name] = saved_study(folder, corpus, name, plan, progress)
+                study = Study(corpus, name, plan, folder, progress)
+                content["search"][name] = study.search()
+                for length in plan.lengths:
+                    found = study.test(length, content["search"][name])
+                    content["lengths"][str(length)][name] = found
+                done += 1
     finally:
-        content["search"] = {name: unit["search"] for name, unit in units.items()}
-        content["lengths"] = {}
-        for length in map(str, plan.lengths if units else ()):
-            rows = {name: unit["tests"][length] for name, unit in units.items()}
-            rows = compare(rows, content["frequencies"])
-            content["lengths"][length] = rows
+        for length, rows in content["lengths"].items() if done else ():
+            compared = compare(rows, content["frequencies"])
+            content["lengths"][length] = compared
             title = f"Standard library's source, {plan.seeds} seeds, {length} gradients"
-            harness.tables.show(title, *cells(rows))
+            harness.tables.show(title, *cells(compared))
         command_line.save(
             options,
             "char_lm",
             content,
             size=size,
-            done=len(units),
+            done=done,
             of=len(options.methods),
             unit="methods",
             draw=draw,
@@ -113,66 +130,101 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def saved_study(
-    folder: Path, corpus: Any, name: str, plan: Plan, progress: Any
-) -> dict[str, Any]:
-    """The study of a method, read if it was finished before."""
-    sizes = "-".join(map(str, (plan.width, *plan.lengths, plan.seeds)))
-    path = folder / f"{name} {sizes}-{plan.search.trainings}.json"
-    found = files.read_json(path)
-    if found is None:
-        method = harness.language_methods.METHODS[name]
-        progress.describe(method.label)
-        with harness.progress.part_of(progress, plan.work):
-            found = study(corpus, method, plan)
-        files.write_json(path, found)
-    else:
-        progress.advance(plan.work)
-    return found
+def hundreds(text: str) -> int:
+    """An argparse type: a positive multiple of a hundred."""
+    value = command_line.positive_integer(text)
+    if value % 100:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 100, got {text!r}")
+    return value
 
 
-def study(corpus: Any, method: Any, plan: Plan) -> dict[str, Any]:
-    """Search a method at the first length; test it at all."""
-    import numpy as np
+class Study:
+    """The trainings of one method; those that are finished are read from files.
 
-    from experiments.tasks.corpus import VOCABULARY
+    Attributes:
+      name: of the method.
+      method: what it is.
+      plan: how much.
+      folder: of the files.
+      progress: advanced by gradients.
+    """
 
-    language, first = harness.language, harness.units.FIRST_SEARCH_SEED
-    model = harness.transformer.Transformer(
-        plan.width, plan.blocks, VOCABULARY, language.CONTEXT
-    )
-    with harness.progress.over(method.label, plan.work) as progress:
+    def __init__(
+        self, corpus: Any, name: str, plan: Plan, folder: Path, progress: Any
+    ) -> None:
+        from experiments.tasks.corpus import VOCABULARY
 
-        def train(points: Any, seeds: Any, length: int, test: bool = False) -> Any:
-            return language.train(
-                *(corpus, model, method, points, seeds),
-                calls=length // method.gradients // language.STEPS_PER_CALL,
-                test=test,
-                progress=progress,
-            )
-
-        def measure(points: Any, seeds: Any, length: int = plan.lengths[0]) -> Any:
-            """Higher is better: minus the loss on the validation files."""
-            return -train(points, seeds, length).validation[:, -1]
-
-        found = harness.tuning.search(
-            method.space, measure, plan.search, first_seed=first
+        self.corpus, self.name, self.plan = corpus, name, plan
+        self.folder, self.progress = folder / f"{plan.width} x {plan.blocks}", progress
+        self.method = harness.language_methods.METHODS[name]
+        self.model = harness.transformer.Transformer(
+            plan.width, plan.blocks, VOCABULARY, harness.language.CONTEXT
         )
-        picked = dict.fromkeys(plan.lengths, found.picked)
-        finalists = found.finalists[: plan.going_on]
-        points = [found.trials[i].hyperparameters for i in finalists]
-        seeds = list(range(first, first + plan.again))
-        for length in plan.lengths[1:]:
-            scores = measure(
-                [p for p in points for _ in seeds], seeds * len(points), length
+        self.first = harness.units.FIRST_SEARCH_SEED
+
+    def search(self) -> dict[str, Any]:
+        """What a results file says of the search, and ``finalists``, best first."""
+        search, length = self.plan.search, self.plan.searched
+        file = f"{self.name}, search, {length}, {search.trainings}.json"
+
+        def make() -> dict[str, Any]:
+            found = harness.tuning.search(
+                self.method.space,
+                lambda points, seeds: self._score(points, seeds, length),
+                search,
+                first_seed=self.first,
             )
-            best = np.reshape(scores, (len(points), -1)).mean(1).argmax()
-            picked[length] = points[int(best)]
-        tests = {}
-        for length, point in picked.items():
-            trained = train([point] * plan.seeds, range(plan.seeds), length, test=True)
-            tests[str(length)] = row(method, point, trained)
-    return {"tests": tests, "search": harness.tuning.as_json(found)}
+            finalists = [found.trials[i].hyperparameters for i in found.finalists]
+            return harness.tuning.as_json(found) | {"finalists": finalists}
+
+        return self._saved(file, self.plan.work_of_search, make)
+
+    def test(self, length: int, search: dict[str, Any]) -> dict[str, Any]:
+        """The row of the test at a length."""
+        plan = self.plan
+        file = f"{self.name}, test, {length}, {plan.seeds} seeds.json"
+
+        def make() -> dict[str, Any]:
+            point = search["picked"]
+            if length != plan.searched:
+                points = search["finalists"][: plan.going_on]
+                seeds = [self.first + number for number in range(plan.again)]
+                scores = self._score(
+                    [p for p in points for _ in seeds], seeds * len(points), length
+                )
+                means = scores.reshape(len(points), -1).mean(axis=1)
+                point = points[int(means.argmax())]
+            seeds = list(range(plan.seeds))
+            trained = self._train([point] * plan.seeds, seeds, length, test=True)
+            return row(self.method, point, trained)
+
+        return self._saved(file, plan.work_of(length), make)
+
+    def _saved(
+        self, file: str, work: int, make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        path = self.folder / file
+        found = files.read_json(path)
+        if found is None:
+            self.progress.describe(self.method.label)
+            before = self.progress.done
+            found = make()
+            files.write_json(path, found)
+            work -= self.progress.done - before
+        self.progress.advance(work)
+        return found
+
+    def _score(self, points: Any, seeds: Any, length: int) -> Any:
+        """Higher is better: minus the loss on the validation files."""
+        return -self._train(points, seeds, length).validation[:, -1]
+
+    def _train(self, points: Any, seeds: Any, length: int, test: bool = False) -> Any:
+        return harness.language.train(
+            *(self.corpus, self.model, self.method, points, seeds),
+            calls=length // self.method.gradients // harness.language.STEPS_PER_CALL,
+            test=test,
+            progress=self.progress,
+        )
 
 
 def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:

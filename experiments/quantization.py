@@ -9,6 +9,7 @@ the learning rate and a setting of each method; differences are those of the tes
 paired by seed. About ten minutes on one core.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from experiments import harness
 from experiments.harness import command_line, files
 from experiments.harness.progress import Progress
 
+GRADIENTS = 2000
+RATES = (0.004, 0.008)
 CHARACTERS = 16_384  # of each module: training reads most characters about once
 WINDOWS = 256  # of each text that is evaluated
 BITS = (8, 4, 3)
@@ -26,10 +29,10 @@ FORMATS = (
 CHOSEN_BY = "4 bits per channel"
 SPLITS = ("validation", "test")
 
-# What a setting is unless it says otherwise. ``rate`` multiplies the learning rate;
-# ``newest`` is the weight of the newest weights in the average that is evaluated.
-DEFAULTS = {"rate": 1.0, "weight_decay": 0.1, "newest": 1.0, "rho": 0.0, "theta": 0.4}
-SYMBOLS = {"rate": "η ×", "weight_decay": "wd =", "newest": "weight", "rho": "ρ ="}
+# What a setting is unless it says otherwise; ``newest`` is the weight of the newest
+# weights in the average that is evaluated.
+DEFAULTS = {"weight_decay": 0.1, "newest": 1.0, "rho": 0.0, "theta": 0.4}
+SYMBOLS = {"weight_decay": "weight decay ", "rho": "ρ = "}
 
 
 class Family(NamedTuple):
@@ -56,8 +59,8 @@ FAMILIES = {
     "lagged_vasso": Family("lagged VaSSO", "lagged_vasso", _over("rho", 0.03, 0.1)),
     "nadamw": Family("NAdamW", "nadamw"),
     "random": Family("random perturbation", "random", _over("rho", 0.3, 2.0)),
-    "average": Family("average of the weights", "adamw", _over("newest", 0.02)),
-    "decay": Family("AdamW, weight decay", "adamw", _over("weight_decay", 0.3, 1.0)),
+    "average": Family("average over 50 steps", "adamw", _over("newest", 0.02)),
+    "decay": Family("AdamW", "adamw", _over("weight_decay", 0.3, 1.0)),
     "sam": Family("SAM, half the steps", "sam", _over("rho", 0.03, 0.1)),
     "split_sam": Family("split SAM", "split_sam", _over("rho", 0.1, 0.3)),
     "functional_sam": Family(
@@ -70,32 +73,37 @@ class Plan(NamedTuple):
     """How much is trained.
 
     Attributes:
-      seeds: of every setting; the learning rate is chosen on two.
-      pretraining: gradients at the constant learning rate.
-      annealing: gradients in which it falls to 0.
-      rates: learning rates that are tried.
+      seeds: of every setting.
+      gradients: of a training, the last fifth at a learning rate that falls to 0.
+      choosing: gradients of the trainings that choose the learning rate, on two seeds.
       width: of the transformer.
       blocks: of the transformer.
     """
 
     seeds: int
-    pretraining: int = 1600
-    annealing: int = 400
-    rates: tuple[float, ...] = (0.004, 0.008)
+    gradients: int
+    choosing: int = GRADIENTS
     width: int = 64
     blocks: int = 2
 
     @property
-    def work_of_rates(self) -> int:
-        """Gradients that the choice of the learning rate takes."""
-        return len(self.rates) * 2 * (self.pretraining + self.annealing)
+    def annealing(self) -> int:
+        """The gradients that every setting takes."""
+        return self.gradients // 5
+
+    @property
+    def pretraining(self) -> int:
+        """The gradients before, which all settings share."""
+        return self.gradients - self.annealing
+
+    @property
+    def for_rates(self) -> "Plan":
+        """What chooses the learning rate."""
+        return self._replace(seeds=2, gradients=self.choosing)
 
     def work_of(self, family: Family) -> int:
         """Gradients that the annealings of a family take."""
         return len(family.settings) * self.seeds * self.annealing
-
-
-SMOKE = Plan(2, 100, 100, (0.004, 0.008), 8, 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,10 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line.experiment_parser(
         "quantization", __doc__, seeds=8, methods=FAMILIES
     )
+    parser.add_argument(
+        "--gradients",
+        type=five_hundreds,
+        default=str(GRADIENTS),
+        help="length of a training; another one is written to a file of its own",
+    )
     options = command_line.parse(parser, arguments)
-    plan = SMOKE if options.smoke else Plan(options.seeds)
+    plan = Plan(options.seeds, options.gradients)
     names = list(dict.fromkeys(["adamw", *options.methods]))
-    names = names[:2] if options.smoke else names
+    if options.smoke:
+        length = 500 if plan.gradients == GRADIENTS else 1000
+        plan, names = Plan(2, length, 500, 8, 1), names[:2]
     from experiments.tasks import corpus as texts
 
     try:
@@ -114,15 +130,20 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     harness.rows.use_all_cores(options.runs / "compiled")
-    size = plan.work_of_rates + plan.seeds * plan.pretraining
+    size = plan.for_rates.seeds * plan.choosing * len(RATES)
+    size += plan.seeds * plan.pretraining
     size += sum(plan.work_of(FAMILIES[name]) for name in names)
-    command_line.check_publishing(parser, options, "quantization", size)
+    file = "quantization"
+    file += "" if plan.gradients == plan.choosing else f"_{plan.gradients}"
+    command_line.check_publishing(parser, options, file, size)
     content: dict[str, Any] = {"text": corpus.describe(), "plan": plan._asdict()}
     losses: dict[str, Any] = {}
     try:
         with harness.progress.over("quantization", size) as progress:
-            study = Study(corpus, plan, options.runs / "quantization", progress)
-            content["rates"] = study.rates()
+            folder = options.runs / "quantization"
+            for_rates = Study(corpus, plan.for_rates, folder, progress)
+            content["rates"] = {f"{r:g}": for_rates.clean(r) for r in RATES}
+            study = Study(corpus, plan, folder, progress)
             rate = best_rate(content["rates"])
             starts = study.pretrained(rate)
             for name in names:
@@ -133,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             harness.tables.show("Rounded weights, test text", *cells(content))
         command_line.save(
             options,
-            "quantization",
+            file,
             content,
             size=size,
             done=len(losses),
@@ -159,8 +180,8 @@ class Study:
         from experiments.tasks import corpus as texts
 
         self.plan, self.progress = plan, progress
-        sizes = "-".join(map(str, (*plan[:3], *plan[4:])))
-        self.folder = folder / f"{sizes}-{corpus.describe()['sha256'][:8]}"
+        sizes = f"{plan.width} x {plan.blocks}, {plan.gradients}, {plan.seeds} seeds"
+        self.folder = folder / f"{sizes}, {corpus.describe()['sha256'][:8]}"
         context = harness.language.CONTEXT
         self.text = corpus.text["training"].astype("int32")
         self.windows = {
@@ -171,22 +192,18 @@ class Study:
             plan.width, plan.blocks, texts.VOCABULARY, context
         )
 
-    def rates(self) -> dict[str, list[float]]:
-        """Validation losses of AdamW by learning rate, on two seeds."""
-        found = {}
-        for rate in self.plan.rates:
-            path = self.folder / f"rate {rate:g}.json"
-            losses = files.read_json(path)
-            if losses is None:
-                self.progress.describe(f"learning rate {rate:g}")
-                starts = self._pretrain(rate, 2)
-                losses = self._anneal(FAMILIES["adamw"], {}, rate, starts, 2)
-                files.write_json(path, losses)
-            else:
-                each = self.plan.work_of_rates // len(self.plan.rates)
-                self.progress.advance(each)
-            found[f"{rate:g}"] = [row[0] for row in losses["validation"]]
-        return found
+    def clean(self, rate: float) -> list[float]:
+        """Validation losses of AdamW at a learning rate, by seed, not rounded."""
+        path, seeds = self.folder / f"rate {rate:g}.json", self.plan.seeds
+        losses = files.read_json(path)
+        if losses is None:
+            self.progress.describe(f"learning rate {rate:g}")
+            starts = self._pretrain(rate)
+            losses = self._anneal(FAMILIES["adamw"], {}, rate, starts)
+            files.write_json(path, losses)
+        else:
+            self.progress.advance(seeds * self.plan.gradients)
+        return [of_seed[0] for of_seed in losses["validation"]]
 
     def pretrained(self, rate: float) -> Any:
         """The weights and Adam's moments of all seeds."""
@@ -195,7 +212,7 @@ class Study:
         path, seeds = self.folder / f"pretrained {rate:g}.npz", self.plan.seeds
         if not path.exists():
             self.progress.describe("pretraining")
-            leaves = self._pretrain(rate, seeds)
+            leaves = self._pretrain(rate)
             files.write_atomically(path, lambda temporary: np.savez(temporary, *leaves))
             return leaves
         self.progress.advance(seeds * self.plan.pretraining)
@@ -211,19 +228,19 @@ class Study:
             losses = files.read_json(path)
             if losses is None:
                 self.progress.describe(label_of(family, setting))
-                losses = self._anneal(family, setting, rate, starts, self.plan.seeds)
+                losses = self._anneal(family, setting, rate, starts)
                 files.write_json(path, losses)
             else:
                 self.progress.advance(self.plan.seeds * self.plan.annealing)
             found.append({"setting": setting, "losses": losses})
         return found
 
-    def _pretrain(self, rate: float, seeds: int) -> Any:
+    def _pretrain(self, rate: float) -> Any:
         return harness.annealing.pretrain(
             self.model,
             self.text,
             DEFAULTS | {"learning_rate": rate},
-            range(seeds),
+            range(self.plan.seeds),
             steps=self.plan.pretraining,
             progress=self.progress,
         )
@@ -234,10 +251,8 @@ class Study:
         setting: dict[str, float],
         rate: float,
         starts: Any,
-        seeds: int,
     ) -> dict[str, Any]:
-        setting = DEFAULTS | setting
-        setting["learning_rate"] = rate * setting["rate"]
+        setting = DEFAULTS | setting | {"learning_rate": rate}
         losses = harness.annealing.anneal(
             self.model,
             harness.language_methods.METHODS[family.method],
@@ -245,12 +260,20 @@ class Study:
             self.windows,
             setting,
             starts,
-            range(seeds),
+            range(self.plan.seeds),
             bits=BITS,
             gradients=self.plan.annealing,
             progress=self.progress,
         )
         return {split: values.round(6).tolist() for split, values in losses.items()}
+
+
+def five_hundreds(text: str) -> int:
+    """An argparse type: a length whose fifth any method divides into calls."""
+    value = command_line.positive_integer(text)
+    if value % 500:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 500, got {text!r}")
+    return value
 
 
 def best_rate(rates: dict[str, list[float]]) -> float:
@@ -260,7 +283,7 @@ def best_rate(rates: dict[str, list[float]]) -> float:
 
 def label_of(family: Family, setting: dict[str, float]) -> str:
     """A family with one of its settings, as a table shows it."""
-    values = [f"{SYMBOLS[key]} {value:g}" for key, value in setting.items()]
+    values = [f"{SYMBOLS[k]}{v:g}" for k, v in setting.items() if k in SYMBOLS]
     return ", ".join([family.label, *values])
 
 

@@ -136,7 +136,7 @@ def test_the_validation_text_chooses():
     )
     assert [one["chosen"] for one in found["decay"]] == [True, False]
     assert found["decay"][1]["test"]["clean"]["difference"]["mean"] == -1.0
-    assert found["decay"][1]["label"] == "AdamW, weight decay, wd = 1"
+    assert found["decay"][1]["label"] == "AdamW, weight decay 1"
     assert "difference" not in found["adamw"][0]["test"]["clean"]
 
 
