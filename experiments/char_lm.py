@@ -23,8 +23,8 @@ METHODS = (
     "lagged_vasso",
     "split_sam",
     "sam",
-    "vasso",
     "functional_sam",
+    "vasso",
 )
 REFERENCES = ("adamw",)
 
@@ -216,7 +216,7 @@ class Study:
 
     def _score(self, points: Any, seeds: Any, length: int) -> Any:
         """Higher is better: minus the loss on the validation files."""
-        return -self._train(points, seeds, length).validation[:, -1]
+        return -self._train(points, seeds, length).validation
 
     def _train(self, points: Any, seeds: Any, length: int, test: bool = False) -> Any:
         return harness.language.train(
@@ -229,20 +229,14 @@ class Study:
 
 def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:
     """What a results file says of the test trainings of one method."""
-    statistics = harness.statistics
-    errors = [statistics.standard_error(column) for column in trained.test.T]
+    gradients = float(trained.gradients.mean())
     return {
         "label": method.label,
         "hyperparameters": point,
-        "epochs": int(trained.steps[-1]),
-        "gradients": float(trained.gradients.mean()),
-        "last": statistics.summary(trained.test[:, -1], 0),
-        "training": statistics.summary(trained.training, 0),
-        "curve": {
-            "epochs": trained.steps.tolist(),
-            "mean": trained.test.mean(0).round(4).tolist(),
-            "standard_error": [round(error, 5) for error in errors],
-        },
+        "gradients": gradients,
+        "steps": round(gradients / method.gradients),
+        "last": harness.statistics.summary(trained.test, 0),
+        "training": harness.statistics.summary(trained.training, 0),
     }
 
 
@@ -263,7 +257,7 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for found in rows.values():
         last = found["last"]
         line = [found["label"], describe(found["hyperparameters"])]
-        line += [f"{found['epochs']}", tables.mean_and_error(last, 3)]
+        line += [f"{found['steps']}", tables.mean_and_error(last, 3)]
         line += [f"{last['collapsed']} of {len(last['values'])}"]
         line += [tables.mean_and_error(found["training"], 3)]
         line += tables.difference_cells(found["differences"].get("adamw"), 3)

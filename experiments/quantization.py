@@ -338,16 +338,20 @@ def _rows(one: dict[str, Any], losses: dict[str, Any], split: str) -> dict[str, 
     return found
 
 
+# Eight bits per tensor say nothing that eight per channel do not say.
+COLUMNS = tuple(form for form in FORMATS if form != "8 bits per tensor")
+
+
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """AdamW's losses on the test text, and what all others are above them."""
     tables = harness.tables
-    header = ["minus AdamW (nats)", *FORMATS]
+    header = ["test loss (nats)", *COLUMNS]
     lines = []
     for settings in content["families"].values():
         for one in settings:
             label = one["label"]
             line = [f"**{label}**" if one["chosen"] and len(settings) > 1 else label]
-            for form in FORMATS:
+            for form in COLUMNS:
                 row = one["test"][form]
                 line.append(
                     tables.plus_minus(row["difference"], 3)
@@ -358,12 +362,13 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-# Of each figure's panel: the format, and its title.
+# Of each panel of the figure: the format, and its title.
 PANELS = {
     "clean": "not rounded",
     "4 bits per channel": "4 bits per channel",
     "3 bits per channel": "3 bits per channel",
 }
+SHOWN = 0.07  # Differences beyond are written at the edge.
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
@@ -378,13 +383,21 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     figure, axes = figures.panels(
         1, len(PANELS), width=7 / len(PANELS), height=1 + 0.2 * len(shown)
     )
+    heights = range(0, -len(shown), -1)
     for ax, (form, title) in zip(axes[0], PANELS.items(), strict=True):
         ax.axvline(0, color="black", linewidth=0.8)
-        for number, (family, one) in enumerate(shown):
+        for height, (family, one) in zip(heights, shown, strict=True):
             method, found = methods[family.method], one["test"][form]["difference"]
+            mean = found["mean"]
+            if abs(mean) > SHOWN:
+                edge = SHOWN if mean > 0 else -SHOWN
+                text = harness.tables.signed(mean, 3)
+                side = "right" if mean > 0 else "left"
+                ax.text(edge, height, text, ha=side, va="center", fontsize=8)
+                continue
             ax.errorbar(
-                found["mean"],
-                -number,
+                mean,
+                height,
                 xerr=found["standard_error"],
                 color=method.color,
                 marker=method.marker,
@@ -394,13 +407,16 @@ def draw(path: Path, content: dict[str, Any]) -> None:
             )
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.set_yticks([])
-        ax.set_ylim(0.6 - len(shown), 0.6)
-    axes[0, 0].set_yticks(
-        range(0, -len(shown), -1), [one["label"] for _, one in shown], fontsize=8
-    )
+        ax.set_xlim(-SHOWN, SHOWN)
+        ax.set_xticks([-0.05, 0, 0.05], ["−0.05", "0", "0.05"])
+        ax.set_ylim(heights[-1] - 0.6, 0.6)
+        ax.set_yticks(heights, [one["label"] for _, one in shown], fontsize=8)
+        ax.tick_params(labelleft=ax is axes[0, 0])
+    seeds = len(content["families"]["adamw"][0]["test"]["clean"]["values"])
     figure.supxlabel(
-        "test loss minus AdamW's (nats per character), mean ± standard error", size=9
+        "test loss minus AdamW's (nats per character): mean ± standard error, "
+        f"{seeds} seeds",
+        size=9,
     )
     figures.save(figure, path)
 

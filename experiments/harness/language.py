@@ -28,17 +28,15 @@ EVALUATION_WINDOWS = 1024
 
 
 class Trained(NamedTuple):
-    """What came of some trainings; losses in nats per character.
+    """What came of some trainings: (trainings,), losses in nats per character.
 
     Attributes:
-      steps: (evaluations,), after which was evaluated.
-      validation: (trainings, evaluations).
-      test: (trainings, evaluations); ``None`` unless it was asked for.
-      training: (trainings,), at the end, on some of the training text; like ``test``.
-      gradients: (trainings,), as counted.
+      validation: on the validation files.
+      test: on the test files; ``None`` unless it was asked for.
+      training: on some of the training text; like ``test``.
+      gradients: as counted.
     """
 
-    steps: np.ndarray
     validation: np.ndarray
     test: np.ndarray | None
     training: np.ndarray | None
@@ -73,14 +71,17 @@ def train(
       hyperparameters: one for each training, by the names of ``method.space``.
       seeds: one for each training: it draws initialization and batches.
       calls: length of all trainings, in units of ``STEPS_PER_CALL``.
-      test: evaluate on the test files too, and while training; a search must not.
+      test: evaluate on the other files too; a search must not.
       progress: advanced by the gradients that were taken.
     """
     start, run, losses = _program(method, model)
     size = jax.local_device_count()  # one network keeps a core busy
+    splits = ("validation", "test", "training") if test else ("validation",)
     windows = {
-        split: evenly_spaced_windows(text, EVALUATION_WINDOWS, CONTEXT + 1)
-        for split, text in corpus.text.items()
+        split: evenly_spaced_windows(
+            corpus.text[split], EVALUATION_WINDOWS, CONTEXT + 1
+        )
+        for split in splits
     }
     text = jnp.asarray(corpus.text["training"], jnp.int32)
     found: list[dict[str, np.ndarray]] = []
@@ -100,29 +101,21 @@ def train(
         )
         random = [np.random.default_rng([seed, 1]) for seed in some]
         carry = jax.block_until_ready(start(rows))
-        history: dict[str, list[np.ndarray]] = {"validation": [], "test": []}
-        for call in range(calls):
+        for _ in range(calls):
             drawn = [
                 r.integers(0, len(text) - CONTEXT, (STEPS_PER_CALL, BATCH))
                 for r in random
             ]
             carry = run(text, carry, rows, place(np.array(drawn), size))
             jax.block_until_ready(carry)
-            for split, values in history.items():
-                if test or (split == "validation" and call == calls - 1):
-                    values.append(
-                        np.asarray(losses(windows[split], carry))[: len(some)]
-                    )
             progress.advance(len(some) * STEPS_PER_CALL * method.gradients)
-        result = {split: np.stack(v, 1) for split, v in history.items() if v}
-        result["gradients"] = np.asarray(carry[1])[: len(some)]
-        if test:
-            result["training"] = np.asarray(losses(windows["training"], carry))
-            result["training"] = result["training"][: len(some)]
-        found.append(result)
+        result = {split: losses(windows[split], carry) for split in splits}
+        result["gradients"] = carry[1]
+        found.append(
+            {name: np.asarray(value)[: len(some)] for name, value in result.items()}
+        )
     merged = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
     return Trained(
-        steps=STEPS_PER_CALL * (1 + np.arange(calls)),
         validation=merged["validation"],
         test=merged.get("test"),
         training=merged.get("training"),
