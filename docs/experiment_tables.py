@@ -13,6 +13,7 @@ from experiments import (
     domain_generalization,
     flatness,
     lagged_feeding,
+    quantization,
     radius,
     radius_warmup,
     sign,
@@ -92,11 +93,12 @@ TABLES: dict[str, Callable[[], str]] = {
         )
     },
     **{
-        f"char_lm_{budget}": lambda b=budget: markdown(
-            *char_lm.cells(load("char_lm")[b])
+        f"char_lm_{length}": lambda n=length: markdown(
+            *char_lm.cells(load("char_lm")["lengths"][n])
         )
-        for budget in ("gradients", "steps")
+        for length in ("600",)
     },
+    "quantization": lambda: markdown(*quantization.cells(load("quantization"))),
     **{
         f"domains_{budget}": lambda b=budget: markdown(
             *domain_generalization.cells(load("domain_generalization")[b])

@@ -52,6 +52,7 @@ RUNS = (
     Run("batch_size_0", 300, "batch_size"),
     Run("batch_size_50", 300, "batch_size", ("--noise", "50")),
     Run("char_lm", 300),
+    Run("quantization", 400),
 )
 
 

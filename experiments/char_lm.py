@@ -1,23 +1,72 @@
-"""A language model: does a second gradient pay where the loss is far from its minimum?
+"""A language model: which methods pay where the loss is far from its minimum?
 
 A character-level transformer on the source of Python's standard library, trained by
-AdamW, and by SAM, VaSSO and lagged VaSSO around AdamW. Learning rate, weight decay and
-radius are searched for every method on files that neither training nor the test has
-seen. About five minutes on two cores.
+AdamW, and by methods of one and of two gradients per step around it. Learning rate,
+weight decay and radius are searched for every method, at equal gradients, on files that
+neither training nor the test has seen; the best two of a search go on to longer
+trainings. About five minutes on two cores.
 """
 
-import dataclasses
+import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.harness import command_line
+from experiments.harness import command_line, files
 
-METHODS = ("adamw", "sam", "vasso", "lagged_vasso")
-CALLS = 12  # of 60 steps each: 720 gradients
-# Less than the protocol's, since one training takes seconds: 18 trainings per search.
-BUDGET = {"trials": 12, "seeds": 1, "rungs": ((4, 2), (2, 3)), "widenings": 1}
-AGAIN = 2  # seeds on which the finalists are measured at equal steps
+METHODS = (
+    "adamw",
+    "nadamw",
+    "momentum_sam",
+    "momentum_sam_nadamw",
+    "lagged_vasso",
+    "split_sam",
+    "sam",
+    "functional_sam",
+    "vasso",
+)
+REFERENCES = ("adamw",)
+
+
+class Plan(NamedTuple):
+    """How much is trained; lengths in gradients.
+
+    Attributes:
+      seeds: of the test at each length.
+      search: how much; less than the protocol, since one training takes seconds.
+      searched: the length of the search's trainings.
+      lengths: of the test's trainings; multiples of a hundred, so that methods of two
+        gradients take as many.
+      going_on: how many finalists are measured at another length.
+      again: seeds that they are measured on.
+      width: of the transformer.
+      blocks: of the transformer.
+    """
+
+    seeds: int
+    search: Any
+    searched: int
+    lengths: tuple[int, ...]
+    going_on: int = 2
+    again: int = 2
+    width: int = 32
+    blocks: int = 2
+
+    @property
+    def work_of_search(self) -> int:
+        """Gradients of a search that widens nothing."""
+        return self.searched * self.search.trainings
+
+    def work_of(self, length: int) -> int:
+        """Gradients of the trainings of one method at a length."""
+        again = 0 if length == self.searched else self.going_on * self.again
+        return length * (self.seeds + again)
+
+    @property
+    def work(self) -> int:
+        """Gradients of one method."""
+        return self.work_of_search + sum(map(self.work_of, self.lengths))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,140 +74,169 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line.experiment_parser(
         "char_lm", __doc__, seeds=6, methods=METHODS
     )
+    parser.add_argument(
+        "--lengths",
+        type=command_line.numbers(hundreds),
+        default="600",
+        help="gradients of the tested trainings, with commas between",
+    )
     options = command_line.parse(parser, arguments)
-    harness.rows.use_all_cores()
+    harness.rows.use_all_cores(options.runs / "compiled")
     from experiments.tasks import corpus as texts
 
     try:
         corpus = texts.read()
     except ValueError as error:
         parser.error(str(error))
-    calls, budget = CALLS, harness.tuning.Budget(**BUDGET)
-    width, blocks = 32, 2
+    budget = harness.tuning.Budget
+    search = budget(12, 1, ((4, 2), (2, 3)), 1)
+    plan = Plan(options.seeds, search, 600, tuple(options.lengths))
     if options.smoke:
-        calls, budget = 2, harness.tuning.Budget(2, 1, ((1, 2),), 0)
-        width, blocks = 8, 1
+        search = budget(2, 1, ((1, 2),), 0)
+        plan = Plan(2, search, 100, (100, 200), 1, 1, 8, 1)
         options.methods = options.methods[:2]
-    model = harness.transformer.Transformer(
-        width, blocks, texts.VOCABULARY, harness.language.CONTEXT
-    )
-    methods = {name: method_of(name) for name in options.methods}
-    work = {n: work_of(m, budget, options.seeds, calls) for n, m in methods.items()}
-    size = round(sum(work.values()))
+    size = plan.work * len(options.methods)
     command_line.check_publishing(parser, options, "char_lm", size)
-    content: dict[str, Any] = {"seeds": options.seeds, "text": corpus.describe()}
+    content: dict[str, Any] = {"seeds": plan.seeds, "text": corpus.describe()}
     content |= {"frequencies": texts.loss_of_frequencies(corpus)}
-    units: dict[str, Any] = {}
+    folder = options.runs / "char_lm" / content["text"]["sha256"][:8]
+    content |= {"search": {}, "lengths": {str(n): {} for n in plan.lengths}}
+    done = 0
     try:
         with harness.progress.over("language model", size) as progress:
-            for name, method in methods.items():
-                progress.describe(method.label)
-                with harness.progress.part_of(progress, work[name]):
-                    units[name] = study(corpus, model, method, budget, options, calls)
+            for name in options.methods:
+                study = Study(corpus, name, plan, folder, progress)
+                content["search"][name] = study.search()
+                for length in plan.lengths:
+                    found = study.test(length, content["search"][name])
+                    content["lengths"][str(length)][name] = found
+                done += 1
     finally:
-        for key in ("gradients", "steps", "search"):
-            content[key] = {name: unit[key] for name, unit in units.items()}
-        for key in ("gradients", "steps") if units else ():
-            content[key] = compare(content[key], content["frequencies"])
-            title = f"Standard library's source, {options.seeds} seeds, equal {key}"
-            harness.tables.show(title, *cells(content[key]))
+        for length, rows in content["lengths"].items() if done else ():
+            compared = compare(rows, content["frequencies"])
+            content["lengths"][length] = compared
+            title = f"Standard library's source, {plan.seeds} seeds, {length} gradients"
+            harness.tables.show(title, *cells(compared))
         command_line.save(
             options,
             "char_lm",
             content,
             size=size,
-            done=len(units),
-            of=len(methods),
+            done=done,
+            of=len(options.methods),
             unit="methods",
             draw=draw,
         )
     return 0
 
 
-def method_of(name: str) -> Any:
-    """A method around AdamW: as in the other experiments, with other ranges."""
-    methods = harness.methods
-    method = methods.METHODS["sgd" if name == "adamw" else name]
-    own = {
-        "learning_rate": methods.Range(0.003, 0.03),
-        "weight_decay": methods.Range(0.01, 0.5, least=1e-4),
-    } | method.own
-    if "rho" in own:
-        own["rho"] = methods.Range(0.001, 0.1, least=1e-5)
-    label = "AdamW" if name == "adamw" else method.label
-    return dataclasses.replace(method, label=label, own=own)
+def hundreds(text: str) -> int:
+    """An argparse type: a positive multiple of a hundred."""
+    value = command_line.positive_integer(text)
+    if value % 100:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 100, got {text!r}")
+    return value
 
 
-def work_of(method: Any, budget: Any, seeds: int, calls: int) -> float:
-    """Gradients of the study of a method that widens nothing."""
-    steps = calls * harness.language.STEPS_PER_CALL
-    work = steps * (budget.trainings + seeds)
-    if method.gradients > 1:
-        again = budget.rungs[-1][0] * AGAIN + seeds
-        work += again * steps * method.gradients
-    return work
+class Study:
+    """The trainings of one method; those that are finished are read from files.
 
+    Attributes:
+      name: of the method.
+      method: what it is.
+      plan: how much.
+      folder: of the files.
+      progress: advanced by gradients.
+    """
 
-def study(
-    corpus: Any, model: Any, method: Any, budget: Any, options: Any, calls: int
-) -> dict[str, Any]:
-    """Search a method at equal gradients; test at equal gradients and equal steps."""
-    import numpy as np
+    def __init__(
+        self, corpus: Any, name: str, plan: Plan, folder: Path, progress: Any
+    ) -> None:
+        from experiments.tasks.corpus import VOCABULARY
 
-    first = harness.units.FIRST_SEARCH_SEED
-    shorter = round(calls / method.gradients)
-    total = work_of(method, budget, options.seeds, calls)
-    with harness.progress.over(method.label, total) as progress:
+        self.corpus, self.name, self.plan = corpus, name, plan
+        self.folder, self.progress = folder / f"{plan.width} x {plan.blocks}", progress
+        self.method = harness.language_methods.METHODS[name]
+        self.model = harness.transformer.Transformer(
+            plan.width, plan.blocks, VOCABULARY, harness.language.CONTEXT
+        )
+        self.first = harness.units.FIRST_SEARCH_SEED
 
-        def train(points: Any, seeds: Any, calls: int, test: bool = False) -> Any:
-            return harness.language.train(
-                *(corpus, model, method, points, seeds),
-                calls=calls,
-                test=test,
-                progress=progress,
+    def search(self) -> dict[str, Any]:
+        """What a results file says of the search, and ``finalists``, best first."""
+        search, length = self.plan.search, self.plan.searched
+        file = f"{self.name}, search, {length}, {search.trainings}.json"
+
+        def make() -> dict[str, Any]:
+            found = harness.tuning.search(
+                self.method.space,
+                lambda points, seeds: self._score(points, seeds, length),
+                search,
+                first_seed=self.first,
             )
+            finalists = [found.trials[i].hyperparameters for i in found.finalists]
+            return harness.tuning.as_json(found) | {"finalists": finalists}
 
-        def measure(points: Any, seeds: Any, calls: int = shorter) -> Any:
-            """Higher is better: minus the loss on the validation files."""
-            return -train(points, seeds, calls).validation[:, -1]
+        return self._saved(file, self.plan.work_of_search, make)
 
-        def test(point: dict[str, float], calls: int) -> dict[str, Any]:
-            seeds = range(options.seeds)
-            trained = train([point] * options.seeds, seeds, calls, test=True)
-            return row(method, point, trained)
+    def test(self, length: int, search: dict[str, Any]) -> dict[str, Any]:
+        """The row of the test at a length."""
+        plan = self.plan
+        file = f"{self.name}, test, {length}, {plan.seeds} seeds.json"
 
-        found = harness.tuning.search(method.space, measure, budget, first_seed=first)
-        tested = test(found.picked, shorter)
-        result = {"gradients": tested, "steps": tested}
-        if shorter != calls:
-            points = [found.trials[i].hyperparameters for i in found.finalists]
-            seeds = list(range(first, first + AGAIN))
-            scores = measure(
-                [p for p in points for _ in seeds], seeds * len(points), calls
-            )
-            best = int(np.reshape(scores, (len(points), -1)).mean(1).argmax())
-            result["steps"] = test(points[best], calls)
-    return result | {"search": harness.tuning.as_json(found)}
+        def make() -> dict[str, Any]:
+            point = search["picked"]
+            if length != plan.searched:
+                points = search["finalists"][: plan.going_on]
+                seeds = [self.first + number for number in range(plan.again)]
+                scores = self._score(
+                    [p for p in points for _ in seeds], seeds * len(points), length
+                )
+                means = scores.reshape(len(points), -1).mean(axis=1)
+                point = points[int(means.argmax())]
+            seeds = list(range(plan.seeds))
+            trained = self._train([point] * plan.seeds, seeds, length, test=True)
+            return row(self.method, point, trained)
+
+        return self._saved(file, plan.work_of(length), make)
+
+    def _saved(
+        self, file: str, work: int, make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        path = self.folder / file
+        found = files.read_json(path)
+        if found is None:
+            self.progress.describe(self.method.label)
+            before = self.progress.done
+            found = make()
+            files.write_json(path, found)
+            work -= self.progress.done - before
+        self.progress.advance(work)
+        return found
+
+    def _score(self, points: Any, seeds: Any, length: int) -> Any:
+        """Higher is better: minus the loss on the validation files."""
+        return -self._train(points, seeds, length).validation
+
+    def _train(self, points: Any, seeds: Any, length: int, test: bool = False) -> Any:
+        return harness.language.train(
+            *(self.corpus, self.model, self.method, points, seeds),
+            calls=length // self.method.gradients // harness.language.STEPS_PER_CALL,
+            test=test,
+            progress=self.progress,
+        )
 
 
 def row(method: Any, point: dict[str, float], trained: Any) -> dict[str, Any]:
     """What a results file says of the test trainings of one method."""
-    statistics = harness.statistics
-    picked = statistics.early_stopped(-trained.validation, trained.test)
-    errors = [statistics.standard_error(column) for column in trained.test.T]
+    gradients = float(trained.gradients.mean())
     return {
         "label": method.label,
         "hyperparameters": point,
-        "epochs": int(trained.steps[-1]),
-        "gradients": float(trained.gradients.mean()),
-        "last": statistics.summary(trained.test[:, -1], 0),
-        "picked": statistics.summary(picked, 0),
-        "training": statistics.summary(trained.training, 0),
-        "curve": {
-            "epochs": trained.steps.tolist(),
-            "mean": trained.test.mean(0).round(4).tolist(),
-            "standard_error": [round(error, 5) for error in errors],
-        },
+        "gradients": gradients,
+        "steps": round(gradients / method.gradients),
+        "last": harness.statistics.summary(trained.test, 0),
+        "training": harness.statistics.summary(trained.training, 0),
     }
 
 
@@ -167,48 +245,54 @@ def compare(rows: dict[str, Any], frequencies: float) -> dict[str, Any]:
     for found in rows.values():
         values = found["last"]["values"]
         found["last"]["collapsed"] = sum(value > frequencies for value in values)
-    return harness.tables.compare(rows, ("adamw", "sam"))
+    return harness.tables.compare(rows, REFERENCES)
 
 
 def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; losses in nats per character."""
     tables, describe = harness.tables, harness.methods.describe
-    known = [name for name in ("adamw", "sam") if name in rows]
-    header = ["method", "hyperparameters", "steps", "gradients"]
-    header += ["test loss (nats)", "quartiles", "collapsed", "training loss (nats)"]
-    header += [f"− {rows[name]['label']}" for name in known]
+    header = ["method", "hyperparameters", "steps", "test loss (nats)", "collapsed"]
+    header += ["training loss (nats)", "− AdamW"]
     lines = []
     for found in rows.values():
         last = found["last"]
         line = [found["label"], describe(found["hyperparameters"])]
-        line += [f"{found[key]:.0f}" for key in ("epochs", "gradients")]
-        line += [tables.mean_and_error(last, 3)]
-        line += [f"{last['lower_quartile']:.3f} to {last['upper_quartile']:.3f}"]
+        line += [f"{found['steps']}", tables.mean_and_error(last, 3)]
         line += [f"{last['collapsed']} of {len(last['values'])}"]
         line += [tables.mean_and_error(found["training"], 3)]
-        for name in known:
-            line += tables.difference_cells(found["differences"].get(name), 3)
+        line += tables.difference_cells(found["differences"].get("adamw"), 3)
         lines.append(line)
     return header, lines
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """Test loss over the gradients, and at the end at both budgets."""
-    figures = harness.figures
-    figure, axes = figures.panels(1, 2)
-    label = "test loss (nats per character)"
-    rows = content["gradients"]
-    figures.curves(axes[0, 0], rows, label)
-    # The first evaluations are far above the rest, and the same for all.
-    shown = [loss for row in rows.values() for loss in row["curve"]["mean"][2:]]
-    if shown:
-        room = 0.05 * (max(shown) - min(shown))
-        axes[0, 0].set_ylim(min(shown) - room, max(shown) + room)
-    figures.ranking(axes[0, 1], rows, content["steps"], label)
-    figure.suptitle(
-        "Character-level transformer, equal gradients (hollow: equal steps): mean ± "
-        f"standard error, {content['seeds']} seeds",
-        fontsize=10,
+    """Test loss less AdamW's, a line per method and a panel per length."""
+    figures, methods = harness.figures, harness.language_methods.METHODS
+    lengths = content["lengths"]
+    figure, axes = figures.panels(1, len(lengths), width=7 / len(lengths), height=2.8)
+    for ax, (length, rows) in zip(axes[0], lengths.items(), strict=True):
+        ax.axvline(0, color="black", linewidth=0.8)
+        shown = {name: row for name, row in rows.items() if row["differences"]}
+        for number, (name, row) in enumerate(shown.items()):
+            difference, method = row["differences"]["adamw"], methods[name]
+            ax.errorbar(
+                difference["mean"],
+                -number,
+                xerr=difference["standard_error"],
+                color=method.color,
+                marker=method.marker,
+                capsize=2,
+            )
+        ax.set_title(f"{length} gradients", fontsize=9)
+        ax.tick_params(labelsize=8)
+        labels = [row["label"] for row in shown.values()]
+        ax.set_yticks(range(0, -len(shown), -1), labels, fontsize=8)
+        if ax is not axes[0, 0]:
+            ax.tick_params(labelleft=False)
+    figure.supxlabel(
+        "test loss minus AdamW's (nats per character): mean ± standard error, "
+        f"{content['seeds']} seeds",
+        size=9,
     )
     figures.save(figure, path)
 

@@ -8,15 +8,18 @@ import importlib
 from typing import Any
 
 MODULES = (
+    "annealing",
     "ascents",
     "command_line",
     "figures",
     "files",
-    "language",
     "grids",
+    "language",
+    "language_methods",
     "methods",
     "networks",
     "progress",
+    "rounding",
     "rows",
     "searches",
     "solutions",

@@ -1,7 +1,7 @@
 """Training of language models, every hyperparameter a traced number.
 
-The same for every method: AdamW below it, whose learning rate warms up over a twentieth
-of the run's own steps and falls to 0 along a half cosine.
+The learning rate of every method warms up over a twentieth of the run's own steps and
+falls to 0 along a half cosine.
 """
 
 import functools
@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 import optax_vasso as ov
-from experiments.harness.methods import Hyperparameters, Method
+from experiments.harness.language_methods import Method, whole
+from experiments.harness.methods import Hyperparameters
 from experiments.harness.progress import Progress
 from experiments.harness.rows import over_rows, place
 from experiments.harness.transformer import Transformer
@@ -22,42 +23,32 @@ from experiments.tasks.corpus import Corpus, evenly_spaced_windows
 
 CONTEXT = 32
 BATCH = 8
-STEPS_PER_CALL = 60
+STEPS_PER_CALL = 50
 EVALUATION_WINDOWS = 1024
 
 
 class Trained(NamedTuple):
-    """What came of some trainings; losses in nats per character.
+    """What came of some trainings: (trainings,), losses in nats per character.
 
     Attributes:
-      steps: (evaluations,), after which was evaluated.
-      validation: (trainings, evaluations).
-      test: (trainings, evaluations); ``None`` unless it was asked for.
-      training: (trainings,), at the end, on some of the training text; like ``test``.
-      gradients: (trainings,), as counted.
+      validation: on the validation files.
+      test: on the test files; ``None`` unless it was asked for.
+      training: on some of the training text; like ``test``.
+      gradients: as counted.
     """
 
-    steps: np.ndarray
     validation: np.ndarray
     test: np.ndarray | None
     training: np.ndarray | None
     gradients: np.ndarray
 
 
-def base(hyperparameters: Hyperparameters, steps: Any) -> optax.GradientTransformation:
-    """AdamW with a schedule that spans ``steps``, which may be traced."""
+def schedule(hyperparameters: Hyperparameters, steps: Any, step: jax.Array) -> Any:
+    """The learning rate of a step of ``steps``, which may be traced."""
     warmup = steps / 20
-
-    def schedule(step: jax.Array) -> jax.Array:
-        gone = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * gone))
-        return hyperparameters["learning_rate"] * jnp.minimum(step / warmup, falling)
-
-    return optax.chain(
-        optax.scale_by_adam(b2=0.99),
-        optax.add_decayed_weights(hyperparameters["weight_decay"]),
-        optax.scale_by_learning_rate(schedule),
-    )
+    gone = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * gone))
+    return hyperparameters["learning_rate"] * jnp.minimum(step / warmup, falling)
 
 
 def train(
@@ -80,14 +71,17 @@ def train(
       hyperparameters: one for each training, by the names of ``method.space``.
       seeds: one for each training: it draws initialization and batches.
       calls: length of all trainings, in units of ``STEPS_PER_CALL``.
-      test: evaluate on the test files too, and while training; a search must not.
+      test: evaluate on the other files too; a search must not.
       progress: advanced by the gradients that were taken.
     """
     start, run, losses = _program(method, model)
     size = jax.local_device_count()  # one network keeps a core busy
+    splits = ("validation", "test", "training") if test else ("validation",)
     windows = {
-        split: evenly_spaced_windows(text, EVALUATION_WINDOWS, CONTEXT + 1)
-        for split, text in corpus.text.items()
+        split: evenly_spaced_windows(
+            corpus.text[split], EVALUATION_WINDOWS, CONTEXT + 1
+        )
+        for split in splits
     }
     text = jnp.asarray(corpus.text["training"], jnp.int32)
     found: list[dict[str, np.ndarray]] = []
@@ -107,29 +101,21 @@ def train(
         )
         random = [np.random.default_rng([seed, 1]) for seed in some]
         carry = jax.block_until_ready(start(rows))
-        history: dict[str, list[np.ndarray]] = {"validation": [], "test": []}
-        for call in range(calls):
+        for _ in range(calls):
             drawn = [
                 r.integers(0, len(text) - CONTEXT, (STEPS_PER_CALL, BATCH))
                 for r in random
             ]
             carry = run(text, carry, rows, place(np.array(drawn), size))
             jax.block_until_ready(carry)
-            for split, values in history.items():
-                if test or (split == "validation" and call == calls - 1):
-                    values.append(
-                        np.asarray(losses(windows[split], carry))[: len(some)]
-                    )
             progress.advance(len(some) * STEPS_PER_CALL * method.gradients)
-        result = {split: np.stack(v, 1) for split, v in history.items() if v}
-        result["gradients"] = np.asarray(carry[1])[: len(some)]
-        if test:
-            result["training"] = np.asarray(losses(windows["training"], carry))
-            result["training"] = result["training"][: len(some)]
-        found.append(result)
+        result = {split: losses(windows[split], carry) for split in splits}
+        result["gradients"] = carry[1]
+        found.append(
+            {name: np.asarray(value)[: len(some)] for name, value in result.items()}
+        )
     merged = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
     return Trained(
-        steps=STEPS_PER_CALL * (1 + np.arange(calls)),
         validation=merged["validation"],
         test=merged.get("test"),
         training=merged.get("training"),
@@ -140,15 +126,12 @@ def train(
 @functools.cache
 def _program(method: Method, model: Transformer) -> tuple[Callable[..., Any], ...]:
     """Compiled functions of rows: start, run and losses."""
+    objective, loss = method.objective(model), whole(model).loss
 
     def optimizer_of(row: dict[str, Any]) -> optax.GradientTransformation:
         chosen = row["hyperparameters"]
-        return method.make(base(chosen, row["steps"]), chosen, row["seed"])
-
-    def loss(params: Any, windows: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, windows[:, :-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
-        return jnp.mean(losses)
+        of_step = functools.partial(schedule, chosen, row["steps"])
+        return method.make(of_step, chosen, row["seed"])
 
     def start(row: dict[str, Any]) -> Any:
         empty = jnp.zeros((1, CONTEXT), jnp.int32)
@@ -156,13 +139,17 @@ def _program(method: Method, model: Transformer) -> tuple[Callable[..., Any], ..
         return ov.init_train_state(params, optimizer_of(row)), jnp.zeros(())
 
     def run(text: jax.Array, carry: Any, row: dict[str, Any], starts: jax.Array) -> Any:
-        train_step = ov.make_train_step(loss, optimizer_of(row))
+        train_step = ov.make_train_step(
+            objective.loss, optimizer_of(row), **objective.makers
+        )
 
         def step(carry: Any, starts: jax.Array) -> tuple[Any, None]:
             state, gradients = carry
             windows = text[starts[:, None] + jnp.arange(CONTEXT + 1)[None]]
             state, metrics = train_step(state, windows)
+            # Two parts of a batch are one gradient of it.
             second = jnp.asarray(metrics.get("ascended", False))
+            second &= "ascent_gradient" not in objective.makers
             return (state, gradients + 1 + second), None
 
         return jax.lax.scan(step, carry, starts)[0]

@@ -310,9 +310,7 @@ def draw_trials(path: Path, content: dict[str, Any]) -> None:
     found = main_tasks(content)
     chosen = dict(list(found.items())[:4])
     columns = min(2, len(chosen))
-    figure, axes = figures.panels(
-        -(-len(chosen) // columns), columns, height=2.8
-    )
+    figure, axes = figures.panels(-(-len(chosen) // columns), columns, height=2.8)
     counts = searches.TRIALS
     for ax, task in zip(axes.flat, chosen.values(), strict=False):
         for name in COMPARED:

@@ -1,9 +1,9 @@
 """The source of Python's standard library as text to model, whole files held out.
 
-The first 2,048 characters of every module that is one file
-(``sys.stdlib_module_names``, which has no tests in it), in alphabetical order. A hash
-of its name puts a module into one of three splits: about 60 % train, 20 % validate and
-20 % test. The text depends on the version of Python.
+The beginning of every module that is one file (``sys.stdlib_module_names``, which has
+no tests in it), in alphabetical order. A hash of its name puts a module into one of
+three splits: about 60 % train, 20 % validate and 20 % test. The text depends on the
+version of Python.
 """
 
 import hashlib
@@ -48,13 +48,17 @@ def split_of(module: str) -> str:
 
 
 def read(
-    folder: Path | None = None, modules: Iterable[str] = sys.stdlib_module_names
+    folder: Path | None = None,
+    modules: Iterable[str] = sys.stdlib_module_names,
+    *,
+    characters: int = CHARACTERS_PER_MODULE,
 ) -> Corpus:
     """The text of the modules that are single files in ``folder``.
 
     Args:
       folder: where the sources lie; ``None`` for the standard library of this Python.
       modules: names of modules; those without a ``.py`` file there are left out.
+      characters: how many of each module are taken, from its beginning.
 
     Raises:
       ValueError: if a split is left with less than a thousand characters.
@@ -66,20 +70,22 @@ def read(
         path = folder / f"{module}.py"
         if path.is_file():
             names[split_of(module)].append(module)
-            parts[split_of(module)].append(encode(path.read_text(encoding="utf-8")))
+            parts[split_of(module)].append(
+                encode(path.read_text(encoding="utf-8"), characters)
+            )
     text = {split: np.concatenate(part) for split, part in parts.items()}
-    for split, characters in text.items():
-        if len(characters) < 1000:
+    for split, codes in text.items():
+        if len(codes) < 1000:
             raise ValueError(
-                f"{folder} leaves {len(characters)} characters to {split}: run a "
+                f"{folder} leaves {len(codes)} characters to {split}: run a "
                 "Python that has the sources of its standard library as files."
             )
     return Corpus(names, text)
 
 
-def encode(text: str) -> np.ndarray:
+def encode(text: str, characters: int = CHARACTERS_PER_MODULE) -> np.ndarray:
     """The first characters of a module as integers in [0, 127], uint8."""
-    codes = np.array([ord(c) for c in text[:CHARACTERS_PER_MODULE]], np.uint32)
+    codes = np.array([ord(c) for c in text[:characters]], np.uint32)
     return np.minimum(codes, VOCABULARY - 1).astype(np.uint8)
 
 

@@ -1,15 +1,17 @@
 """The language model: whole files are held out, budgets are equal, nothing leaks."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import char_lm, harness
+from experiments import char_lm
 from experiments.harness import language
 from experiments.harness.language import CONTEXT, STEPS_PER_CALL
+from experiments.harness.language_methods import METHODS
 from experiments.harness.progress import Progress
 from experiments.harness.transformer import Transformer
 from experiments.tasks import corpus as texts
@@ -110,7 +112,7 @@ def test_one_character_means_something_else_at_another_position(logits_of):
 @pytest.fixture(scope="module")
 def trained():
     """Three trainings of VaSSO that differ in radius and seed, and their progress."""
-    corpus, method, progress = read(), char_lm.method_of("vasso"), Progress("", 0)
+    corpus, method, progress = read(), METHODS["vasso"], Progress("", 0)
     point = {"learning_rate": 0.01, "weight_decay": 0.1, "rho": 0.01, "theta": 0.5}
     points = [point, point | {"rho": 0.03}, point]
     with jax.numpy_rank_promotion("allow"):
@@ -127,11 +129,11 @@ def test_gradients_are_counted_and_reported_as_progress(trained):
     _, _, _, found, progress = trained
     assert found.gradients.tolist() == [2 * STEPS_PER_CALL] * 3
     assert progress.done == 3 * 2 * STEPS_PER_CALL
-    assert found.test.shape == found.validation.shape == (3, 1)
+    assert found.test.shape == found.validation.shape == found.training.shape == (3,)
 
 
 def test_training_lowers_the_loss_and_seeds_differ(trained):
-    losses = trained[3].test[:, -1]
+    losses = trained[3].test
     # Uniform guessing costs log 128 = 4.85 nats.
     assert (losses < 4.5).all()
     assert len(set(losses.tolist())) == 3
@@ -150,7 +152,7 @@ def test_a_search_is_not_shown_the_test_files(trained):
 def test_results_compare_with_adamw_and_count_who_learned_nothing(trained, tmp_path):
     corpus, method, points, found, _ = trained
     row = char_lm.row(method, points[0], found)
-    worse = found._replace(test=found.test + np.array([[1.0], [1.0], [9.0]]))
+    worse = found._replace(test=found.test + np.array([1.0, 1.0, 9.0]))
     rows = char_lm.compare(
         {"adamw": row, "vasso": char_lm.row(method, points[0], worse)},
         texts.loss_of_frequencies(corpus) + 2,
@@ -160,13 +162,38 @@ def test_results_compare_with_adamw_and_count_who_learned_nothing(trained, tmp_p
     header, lines = char_lm.cells(rows)
     assert {len(line) for line in lines} == {len(header)}
     path = tmp_path / "figure.png"
-    char_lm.draw(path, {"gradients": rows, "steps": rows, "seeds": 3})
+    char_lm.draw(path, {"lengths": {"50": rows, "100": rows}, "seeds": 3})
     assert path.stat().st_size > 5000
 
 
 def test_learning_rate_and_weight_decay_are_searched_for_every_method():
-    spaces = [char_lm.method_of(name).space for name in char_lm.METHODS]
+    spaces = [METHODS[name].space for name in char_lm.METHODS]
     for space in spaces:
         assert space["learning_rate"] == spaces[0]["learning_rate"]
         assert space["weight_decay"] == spaces[0]["weight_decay"]
-    assert harness.tuning.Budget(**char_lm.BUDGET).trainings == 18
+
+
+def test_a_split_batch_is_one_gradient():
+    point = {"learning_rate": 0.01, "weight_decay": 0.1, "rho": 0.1}
+    with jax.numpy_rank_promotion("allow"):
+        found = language.train(
+            *(read(), SMALLEST, METHODS["split_sam"], [point], [0]),
+            calls=1,
+            progress=Progress("", 0),
+        )
+    assert found.gradients.tolist() == [STEPS_PER_CALL]
+
+
+def test_the_smoke_run_tests_every_length_and_is_not_done_again(tmp_path, monkeypatch):
+    assert char_lm.main(["--smoke", "--runs", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "smoke/char_lm.json").read_text())
+    assert found["finished"]
+    for length, rows in found["lengths"].items():
+        for row in rows.values():
+            assert row["gradients"] == int(length)
+
+    def train(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(language, "train", train)
+    assert char_lm.main(["--smoke", "--runs", str(tmp_path)]) == 0

@@ -66,6 +66,7 @@ def start(code, *arguments):
         "batch_size",
         "domain_generalization",
         "char_lm",
+        "quantization",
     ],
 )
 def test_help_imports_nothing_slow_and_explains_every_option(name):
