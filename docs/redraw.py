@@ -23,6 +23,7 @@ from experiments import (  # noqa: E402
     flatness,
     label_noise,
     lagged_feeding,
+    quantization,
     radius,
     radius_warmup,
     sign,
@@ -44,6 +45,7 @@ DRAWINGS: dict[str, Any] = {
     "batch_size_0": batch_size.draw,
     "batch_size_50": batch_size.draw,
     "char_lm": char_lm.draw,
+    "quantization": quantization.draw,
     "domain_generalization": domain_generalization.draw,
     **{
         make.__name__: lambda path, content, make=make: make(path)

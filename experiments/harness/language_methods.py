@@ -142,10 +142,10 @@ def _momentum_sam(base: Any, h: Hyperparameters, seed: Any) -> Any:
 # The order of tables and figures.
 METHODS = {
     "adamw": Method("AdamW", "#000000", "o", 1, {}, lambda b, h, s: b),
-    "nadamw": Method("NAdamW", "#E69F00", "D", 1, {}, lambda b, h, s: b, True),
+    "nadamw": Method("NAdamW", "#117733", "D", 1, {}, lambda b, h, s: b, True),
     "momentum_sam": Method(
         "Momentum-SAM",
-        "#666666",
+        "#999999",
         "<",
         1,
         {"rho": Range(0.03, 3.0, least=1e-3)},
@@ -153,7 +153,7 @@ METHODS = {
     ),
     "momentum_sam_nadamw": Method(
         "Momentum-SAM, NAdamW",
-        "#CC79A7",
+        "#661100",
         ">",
         1,
         {"rho": Range(0.03, 3.0, least=1e-3)},
@@ -170,7 +170,7 @@ METHODS = {
     ),
     "split_sam": Method(
         "split SAM",
-        "#56B4E9",
+        "#009E73",
         "d",
         1,
         {"rho": RHO._replace(high=1.0)},
@@ -188,7 +188,7 @@ METHODS = {
     ),
     "functional_sam": Method(
         "Functional SAM",
-        "#009E73",
+        "#CC79A7",
         "X",
         2,
         {"rho": RHO._replace(high=1.0)},
@@ -197,7 +197,7 @@ METHODS = {
     ),
     "random": Method(
         "random perturbation",
-        "#999999",
+        "#DDCC77",
         "P",
         1,
         {"rho": Range(0.03, 3.0, least=1e-3)},
