@@ -10,10 +10,8 @@ from experiments.vision import (
     methods,
     models,
     options as vision_options,
-    report,
 )
 from experiments.vision.presets import PRESETS
-from experiments.vision.published import PUBLISHED
 from experiments.vision.sources import (
     ASAM_README,
     FRIENDLY_SCRIPT,
@@ -151,12 +149,3 @@ def test_a_report_has_what_is_published_beside(tmp_path, monkeypatch, capsys):
     ]
     assert cells[6] == "96.77 (within 0.03)"
     assert "BingcongLi/VaSSO" in cells[7]
-
-
-def test_the_page_has_every_published_figure():
-    assert set(PUBLISHED) <= set(PRESETS)
-    page = (ROOT / "docs" / "cifar.md").read_text()
-    for name, found in PUBLISHED.items():
-        for published in found:
-            accuracy = report.show(published)
-            assert f"| `{name}` | {accuracy} | {published.source} |" in page
