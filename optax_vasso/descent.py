@@ -235,7 +235,8 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
     """Reuse the part of the perturbed gradient that changes slowly: LookSAM.
 
     On a step that ascended, pass g_p on and store v = g_p − ⟨g_p, ĝ_c⟩ ĝ_c. On any
-    other, pass on g_c + α (‖g_c‖/‖v‖) v. It is made for the gate
+    other, pass on g_c + α (‖g_c‖/‖v‖) v, or g_c itself if v is so short that rounding
+    alone may have left it, as with a radius of zero. It is made for the gate
     :func:`optax_vasso.gate.every`.
 
     Args:
@@ -276,15 +277,18 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
         # Scalars of the whole trees outside of the branches: the ascent has them too.
         overlap = numerics.overlap(updates, clean_grads)
-        length = weight * numerics.norm(clean_grads)
+        norm = numerics.norm(clean_grads)
+        length = weight * norm
 
         def renew() -> tuple[PyTree, PyTree]:
             orthogonal = numerics.without(updates, clean_grads, overlap)
             return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
-            unit = numerics.normalize(state.orthogonal)
-            direction = numerics.add_scaled(clean_grads, length, unit)
+            # With a radius of zero rounding alone is left, which has no direction.
+            unit, stored, _ = numerics.normalize_beside(state.orthogonal, ())
+            reused = jnp.where(stored > _rounding(updates) * norm, length, 0)
+            direction = numerics.add_scaled(clean_grads, reused, unit)
             return numerics.cast_like(direction, updates), state.orthogonal
 
         direction, orthogonal = mapped.cond(ascended, renew, reuse)
@@ -324,6 +328,16 @@ def _descent(
         return new_updates, DescentState(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _rounding(grads: PyTree) -> float:
+    """How far apart equal gradients may be, relative to their norm.
+
+    Compilers round to a dtype of few bits at one place and not at another.
+    """
+    accumulated = 16 * jnp.finfo(numerics.accumulation_dtype(grads)).eps
+    stored = [jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(grads)]
+    return float(max(accumulated, *stored))
 
 
 def _check_gamma(gamma: Hyperparameter) -> None:

@@ -23,6 +23,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation makes the first example slow, whatever the test does; the same examples
 # every time make a failure repeatable.
 settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True)
+# On request, with --hypothesis-profile=thorough: other examples every time, and of each
+# property in test_properties.py 10,000.
+settings.register_profile("thorough", deadline=None, max_examples=834, print_blob=True)
 settings.load_profile("suite")
 
 

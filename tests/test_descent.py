@@ -111,6 +111,15 @@ def test_looksam_stores_the_orthogonal_component_and_reuses_it(seed, alpha):
     np.testing.assert_allclose(flat(state.orthogonal), v, rtol=1e-3, atol=1e-5)
 
 
+@given(seed=SEEDS)
+def test_looksam_reuses_nothing_where_both_gradients_are_equal(seed):
+    """As at a radius of zero: what rounding leaves of a component has no direction."""
+    g, make = random_tree(seed), ov.descent.looksam_descent
+    _, state = descend(make, 0.7, g, g)
+    direction, _ = descend(make, 0.7, g, g, ascended=False, state=state)
+    np.testing.assert_allclose(flat(direction), flat(g), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [ov.descent.gsam_descent, ov.descent.weighted_descent, ov.descent.looksam_descent],

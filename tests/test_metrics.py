@@ -268,25 +268,53 @@ def test_the_chain_is_what_is_measured():
         np.testing.assert_allclose(measured_there, expected, rtol=1e-6)
 
 
+def overshooting(optimizer, params):
+    """The state after ten steps of a rate with which they cross the valley."""
+    state = optimizer.init(params)
+    for _ in range(10):
+        updates, state = optimizer.update(params, state, params, grad_fn=lambda x: x)
+        params = optax.apply_updates(params, updates)
+    return state
+
+
+OVERSHOOTING = optax.chain(
+    ov.metrics.track(ov.metrics.running_mean(ov.metrics.cosine, 0.5)), optax.sgd(1.9)
+)
+
+
 def test_check_uphill_warns_where_the_mean_cosine_is_negative():
     """Steps that overshoot a valley from side to side: momentum_sam's sign is right."""
-    base = optax.chain(
-        ov.metrics.track(ov.metrics.running_mean(ov.metrics.cosine, 0.5)),
-        optax.sgd(1.9),
-    )
-
-    def trained(optimizer):
-        params = jnp.array([1.0, 2.0])
-        state = optimizer.init(params)
-        for _ in range(10):
-            updates, state = optimizer.update(params, state, params)
-            params = optax.apply_updates(params, updates)
-        return state
-
-    with pytest.warns(RuntimeWarning, match="downhill: its mean cosine with the"):
-        ov.metrics.check_uphill(trained(ov.single_step_sam(base, rho=0.01)))
+    params = jnp.array([1.0, 2.0])
+    wrong = ov.single_step_sam(OVERSHOOTING, rho=0.01)
+    right = ov.momentum_sam(OVERSHOOTING, rho=0.01, momentum=0.0)
+    with pytest.warns(RuntimeWarning, match=r"downhill: .* momentum_sam perturbs"):
+        ov.metrics.check_uphill(overshooting(wrong, params))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ov.metrics.check_uphill(trained(ov.momentum_sam(base, rho=0.01, momentum=0.0)))
+        ov.metrics.check_uphill(overshooting(right, params))
     with pytest.raises(ValueError, match="mean_cosine, which is not in this state"):
         ov.metrics.check_uphill(ov.single_step_sam(optax.sgd(0.1)).init(jnp.ones(2)))
+
+
+def test_check_uphill_finds_the_group_of_a_partition_that_leads_downhill():
+    groups = {
+        "wrong": ov.single_step_sam(OVERSHOOTING, rho=0.01),
+        "right": ov.momentum_sam(OVERSHOOTING, rho=0.01, momentum=0.0),
+    }
+    state = overshooting(
+        optax.partition(groups, ["wrong", "right"]), [jnp.array([1.0, 2.0])] * 2
+    )
+    with pytest.warns(RuntimeWarning, match="The perturbation points downhill"):
+        ov.metrics.check_uphill(state)
+
+
+def test_check_uphill_says_what_helps_at_two_gradients():
+    """An optimizer in the ascent chain descends, unless its sign is turned."""
+    ascent = optax.chain(optax.sgd(1.0), ov.sam_perturb(0.01))
+    optimizer = ov.sharpness_aware(OVERSHOOTING, ascent)
+    state = overshooting(optimizer, jnp.array([1.0, 2.0]))
+    with pytest.warns(
+        RuntimeWarning, match=r"put optax\.scale\(-1\.0\) behind"
+    ) as seen:
+        ov.metrics.check_uphill(state)
+    assert "lagged" not in str(seen[0].message)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import optax_vasso as ov
-from optax_vasso.metrics import Report, cosine, grad_norm, track
+from optax_vasso.metrics import Report, cosine, grad_norm, running_mean, track
 
 RATE = 0.1
 
@@ -126,6 +126,33 @@ def test_a_report_is_found_in_any_state():
 def test_two_metrics_of_one_name_are_refused(optimizer):
     with pytest.raises(ValueError, match="two metrics of this train step have the"):
         metrics_of(optimizer)
+
+
+def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
+    """Nobody can rename the guard of a recipe."""
+    groups = {
+        label: ov.auto_lagged_vasso(
+            optax.chain(track(running_mean(cosine)), optax.sgd(RATE)), ceiling=ceiling
+        )
+        for label, ceiling in {"deep": 1e9, "last": 1e-9}.items()
+    }
+    optimizer = optax.chain(
+        reporting(mine=jnp.ones(())),
+        optax.partition(groups, {"w": "deep", "b": "last"}),
+    )
+
+    def loss(params, batch):
+        return jnp.sum((params["w"] - batch) ** 2) + jnp.sum(params["b"] ** 2)
+
+    params = {"w": jnp.ones(3), "b": jnp.ones(2)}
+    step = ov.make_train_step(loss, optimizer)
+    _, metrics = step(ov.init_train_state(params, optimizer), jnp.zeros(3))
+    assert metrics.keys() == {
+        "loss", "mine", "guard/deep", "guard/last",
+        "mean_cosine/deep", "mean_cosine/last",
+    }  # fmt: skip
+    # The loss is far below one ceiling and far above the other.
+    assert (metrics["guard/deep"], metrics["guard/last"]) == (1, 0)
 
 
 @pytest.mark.parametrize("around", [lambda o: o, ov.wrappers.skip_nonfinite])

@@ -50,11 +50,21 @@ def lower(batch, optimizer=SAM, **options):
     return step.lower(state_of(optimizer), batch)
 
 
+def per_example(params, batch):
+    return jnp.mean((batch @ params["w"] - 1) ** 2)
+
+
+def step_twice(step, state, size=4):
+    """Two steps from one state, the second with so many examples."""
+    step(state, jnp.zeros((4, 3)))
+    step(state, jnp.zeros((size, 3)))
+
+
 def step_on_a_mesh(kind):
     """A traced step whose state and batch are whole on four devices."""
     step = build_train_step(
         lambda params, model_state, batch, key: (
-            jnp.mean((batch @ params["w"] - 1) ** 2),
+            per_example(params, batch),
             (model_state, ()),
         ),
         SAM,
@@ -165,6 +175,18 @@ CALLS = {
     "a schedule for a fraction": (
         lambda: train.part_of_batch(lambda step: 0.5),
         "fraction must be in [1e-6, 1], got the function <lambda>: it takes no",
+    ),
+    "a schedule for a share": (
+        lambda: train.split_batch(lambda step: 0.5),
+        "share must be in [1e-6, 1 - 1e-6], got the function <lambda>: it takes no",
+    ),
+    "a traced share": (
+        lambda: jax.jit(lambda share: train.split_batch(share) and 0)(0.5),
+        "share is being traced, but it decides how many examples are taken: pass a",
+    ),
+    "a traced fraction": (
+        lambda: jax.jit(lambda share: train.part_of_batch(share) and 0)(0.5),
+        "fraction is being traced, but it decides how many examples are taken: pass a",
     ),
     "a schedule of vectors": (
         scheduled(lambda step: jnp.ones(3)),
@@ -291,6 +313,23 @@ CALLS = {
     "the name of an axis for a mesh": (
         lambda: train.make_local_train_step(loss, LOCAL, mesh="data"),
         "mesh must be a jax.sharding.Mesh, got a str: make one with jax.make_mesh",
+    ),
+    "a state that was donated": (
+        lambda: step_twice(train.make_train_step(per_example, SGD), state_of(SGD)),
+        "state was given to a step before, which reused its buffers: go on with the",
+    ),
+    "a state that was donated, with another batch": (
+        lambda: step_twice(
+            train.make_train_step(per_example, SGD), state_of(SGD), size=2
+        ),
+        "state was given to a step before, which reused its buffers: go on with the",
+    ),
+    "a local state that was donated": (
+        lambda: step_twice(
+            train.make_local_train_step(per_example, LOCAL),
+            train.init_local_state(PARAMS, LOCAL, 4),
+        ),
+        "state was given to a step before, which reused its buffers: go on with the",
     ),
     "a whole batch on an explicit mesh": (
         lambda: step_on_a_mesh(AxisType.Explicit),

@@ -327,3 +327,12 @@ def test_it_trains(problem, vasso_steps):
 def test_unusable_parameters_are_refused(params):
     with pytest.raises(ValueError, match=r"^params"):
         ov.init_train_state(params, optax.sgd(0.1))
+
+
+def test_an_error_of_the_loss_is_not_taken_for_a_state_that_was_donated():
+    def refuses(params, batch):
+        raise ValueError("this batch was deleted")
+
+    step = ov.make_train_step(refuses, optax.sgd(0.1))
+    with pytest.raises(ValueError, match="this batch was deleted"):
+        step(ov.init_train_state(jnp.ones(2), optax.sgd(0.1)), jnp.ones(2))

@@ -6,6 +6,7 @@ and with them moments and averages, have fields of every name.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,13 +83,25 @@ def _map_states(function: Callable[[Any], Any], kind: type, tree: PyTree) -> PyT
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """The metrics of all reports in a tree by name, ``outer/inner`` where nested.
 
-    Raises a ValueError if two of them have one name.
+    Reports of one name in several groups of a partition are told apart by the labels of
+    the groups, as ``name/label``: the parts of a recipe cannot be named by their user.
+    Raises a ValueError if two metrics still have one name.
     """
+
+    def is_report(node: Any) -> bool:
+        return isinstance(node, Report)
+
+    found = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), where, leaf)
+        for where, report in jax.tree.leaves_with_path(tree, is_leaf=is_report)
+        if is_report(report)
+        for path, leaf in jax.tree.leaves_with_path(report.metrics)
+    ]
+    count = collections.Counter(name for name, _, _ in found)
     return merge_metrics(
         *(
-            {jax.tree_util.keystr(path, simple=True, separator="/"): leaf}
-            for report in find_states(tree, Report)
-            for path, leaf in jax.tree.leaves_with_path(report.metrics)
+            {name if count[name] == 1 else "/".join((name, *_labels(where))): leaf}
+            for name, where, leaf in found
         )
     )
 
@@ -184,3 +197,8 @@ def _find(tree: PyTree, is_wanted: Callable[[Any], bool]) -> list[Any]:
 
     jax.tree.leaves(tree, is_leaf=collect)
     return found
+
+
+def _labels(path: Any) -> list[str]:
+    """The keys of the dictionaries on a path, such as the groups of a partition."""
+    return [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]

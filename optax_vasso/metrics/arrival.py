@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from optax_vasso._internal import checks, mapped, numerics
-from optax_vasso._internal.trees import Report, collect_metrics, displaced
+from optax_vasso._internal.trees import Report, collect_metrics, displaced, find_states
 from optax_vasso.steps.one_gradient import LaggedState, perturbation_of
 
 PyTree = Any
@@ -108,19 +108,22 @@ def track_arrival(
 
 
 def check_uphill(state: PyTree, least: float = 0.0) -> None:
-    """Warn if a lagged perturbation has pointed downhill on average.
+    """Warn if the perturbation has pointed downhill on average.
 
     A lagged perturbation follows the gradients of past steps. If the optimizer
     overshoots, the newest gradient points the other way, and the perturbation lowers
-    the loss. Track the running mean of their cosine, and call this from time to time,
-    such as after an epoch::
+    the loss. With two gradients per step the same happens if
+    an optimizer stands in the ascent chain without ``optax.scale(-1.0)`` behind it.
+    Track the running mean of the cosine between perturbation and gradient, and call
+    this from time to time, such as after an epoch::
 
         base = optax.chain(track(running_mean(cosine)), optimizer)
         ...
         check_uphill(state)
 
     Args:
-      state: any state with the metric ``mean_cosine`` in it.
+      state: any state with the metric ``mean_cosine`` in it, once or in several groups
+        of a partition, of which the lowest counts.
       least: the mean cosine below which to warn, in [−1, 1].
 
     Raises:
@@ -131,23 +134,36 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
       RuntimeWarning: if the running mean is below ``least``.
     """
     checks.check_number("least", least, "in [-1, 1]", lambda v: -1 <= v <= 1)
-    metrics = collect_metrics(state)
-    if "mean_cosine" not in metrics:
+    means = [
+        value
+        for name, value in collect_metrics(state).items()
+        if name.split("/")[0] == "mean_cosine"
+    ]
+    if not means:
         raise ValueError(
             "check_uphill reads the metric mean_cosine, which is not in this state: "
             "chain track(running_mean(cosine)) before the base optimizer."
         )
-    if isinstance(metrics["mean_cosine"], jax.core.Tracer):
+    if any(isinstance(mean, jax.core.Tracer) for mean in means):
         raise ValueError(
             "state is being traced and has no values yet: call check_uphill outside of "
             "jax.jit, on what the step returned."
         )
-    slope = float(np.mean(metrics["mean_cosine"]))
+    slope = min(float(np.mean(mean)) for mean in means)
     if slope < least:
+        if find_states(state, LaggedState):
+            remedy = (
+                "Lower the learning rate, raise theta, or take the opposite sign: "
+                "momentum_sam perturbs against the average, lagged_vasso along it."
+            )
+        else:
+            remedy = (
+                "Raise theta or lower sigma, and put optax.scale(-1.0) behind an "
+                "optimizer in the ascent chain."
+            )
         warnings.warn(
-            "The lagged perturbation points downhill: its mean cosine with the "
-            f"gradient is {slope:.2f}, below {least:g}. Lower the learning rate, raise "
-            "theta, or try momentum_sam, which has the opposite sign.",
+            "The perturbation points downhill: its mean cosine with the gradient is "
+            f"{slope:.2f}, below {least:g}. {remedy}",
             RuntimeWarning,
             stacklevel=2,
         )

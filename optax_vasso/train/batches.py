@@ -181,10 +181,7 @@ def part_of_batch(
       >>> print(grads)  # the mean of examples 0 and 4
       2.0
     """
-    # In float32, in which all numbers are looked at, 1e-6 is a little less.
-    least = np.float32(1e-6)
-    checks.check_number("fraction", fraction, "in [1e-6, 1]", lambda v: least <= v <= 1)
-    share = fractions.Fraction(fraction).limit_denominator(10**6)
+    share = exact_share("fraction", fraction, "in [1e-6, 1]", 1.0)
     taken, of = share.numerator, share.denominator
 
     def choose(batch: PyTree) -> PyTree:
@@ -399,6 +396,21 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _add(total: jax.Array, value: jax.Array) -> jax.Array:
     return total + value.astype(total.dtype) if _is_float(value) else value
+
+
+def exact_share(
+    name: str, value: float, allowed: str, most: float
+) -> fractions.Fraction:
+    """A share of the examples as a fraction, which decides the sizes of arrays."""
+    # In float32, in which all numbers are looked at, 1e-6 is a little less.
+    least = np.float32(1e-6)
+    checks.check_number(name, value, allowed, lambda v: least <= v <= most)
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is being traced, but it decides how many examples are taken: pass "
+            "a number."
+        )
+    return fractions.Fraction(float(value)).limit_denominator(10**6)
 
 
 def take_of_groups(batch: PyTree, size: int, within: slice) -> PyTree:

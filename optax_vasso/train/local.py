@@ -27,6 +27,7 @@ from optax_vasso.train.step import (
     TrainState,
     build_train_step,
     check_roles,
+    compiled_step,
     init_train_state,
 )
 
@@ -196,7 +197,7 @@ def make_local_train_step(
             raise _not_shared("something in the state or the metrics", axis) from error
         return state, metrics | ({"aux": aux} if has_aux else {})
 
-    return jax.jit(train_step, donate_argnums=0)
+    return compiled_step(train_step)
 
 
 def _not_shared(what: str, axis: str) -> ValueError:

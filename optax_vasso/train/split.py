@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_vasso._internal.checks import check_hyperparameter
 from optax_vasso.train.batches import (
     GradientMaker,
+    exact_share,
     on_chosen,
     take_of_groups,
     whole_batch,
@@ -91,10 +91,7 @@ def split_batch(
       <https://arxiv.org/abs/2110.08529>`_, 2021, take a smaller batch for the ascent,
       a part of that of the descent.
     """
-    check_hyperparameter(
-        "share", share, "in [1e-6, 1 - 1e-6]", lambda v: 1e-6 <= v <= 1 - 1e-6
-    )
-    exact = fractions.Fraction(share).limit_denominator(10**6)
+    exact = exact_share("share", share, "in [1e-6, 1 - 1e-6]", 1 - 1e-6)
 
     def of_part(ascends: bool) -> Callable[[PyTree], PyTree]:
         return lambda batch: _part(_check_splits(batch), exact, ascends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -149,7 +150,8 @@ def make_train_step(
 
     Raises:
       ValueError: if optimizer is no transformation or the loss has another signature;
-        when the step is first called, if the loss returns something else than above,
+        when the step is called, if the buffers of ``state`` were donated to a step
+        before; when it is first called, if the loss returns something else than above,
         needs a key that the state does not have, ``ascent_gradient`` is given with an
         optimizer that does not ascend or missing with one that needs it, two metrics
         have one name, or, in :func:`jax.shard_map`, the loss differs between devices
@@ -178,7 +180,42 @@ def make_train_step(
         ascent_gradient=ascent_gradient,
     )
     out_shardings = None if state_shardings is None else (state_shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    return compiled_step(step, out_shardings)
+
+
+def compiled_step(step: Step, out_shardings: PyTree = None) -> Step:
+    """The step, jitted; it donates its state, and names a state donated before.
+
+    Only when a call has failed does it look for one, so that a step costs nothing more.
+    """
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+    @functools.wraps(step)
+    def train_step(
+        state: TrainState, batch: PyTree
+    ) -> tuple[TrainState, dict[str, Any]]:
+        try:
+            return jitted(state, batch)
+        except (RuntimeError, ValueError) as error:
+            # JAX's words, for a step that failed after it began has deleted them too.
+            if "deleted" in str(error) and _is_deleted(state):
+                raise ValueError(
+                    "state was given to a step before, which reused its buffers: go "
+                    "on with the state that the step returned, as in state, metrics = "
+                    "train_step(state, batch), or pass jax.tree.map(jnp.copy, state)."
+                ) from error
+            raise
+
+    for name in ("lower", "trace", "eval_shape", "clear_cache", "_cache_size"):
+        setattr(train_step, name, getattr(jitted, name))
+    return train_step
+
+
+def _is_deleted(state: PyTree) -> bool:
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    return any(
+        leaf.is_deleted() for leaf in arrays if not isinstance(leaf, jax.core.Tracer)
+    )
 
 
 def build_train_step(
