@@ -264,14 +264,14 @@ def permuted(seed, trees):
 
 # The float32 tree serves comparisons of a wrapper with what it wraps, and of routes.
 ALIKE = {name: same for name, (_, same) in WRAPPERS.items() if same}
-# Of each kind of state one; with a guard, a gate, a wrapper.
+# Of each kind of state one; with a gate, a wrapper, a radius of its own.
 OF_ALL_KINDS = (
     "vasso",
     "friendly_sam",
     "looksam",
     "ae_sam",
+    "held_rise",
     "lagged_vasso",
-    "auto_lagged_buffered",
     "sampa",
     "skip_nonfinite",
 )

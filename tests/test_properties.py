@@ -51,7 +51,6 @@ def _trained(rho):
 
 
 CHAINS = ASCENTS | {
-    "guarded": lambda rho: ov.ascent.collapse_guard(ASCENTS["vasso"](rho), 2.0),
     "until": lambda rho: ov.sam_perturb(ov.ascent.until(STEPS, rho)),
     "trained": _trained,
 }

@@ -129,12 +129,11 @@ def test_two_metrics_of_one_name_are_refused(optimizer):
 
 
 def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
-    """Nobody can rename the guard of a recipe."""
     groups = {
-        label: ov.auto_lagged_vasso(
-            optax.chain(track(running_mean(cosine)), optax.sgd(RATE)), ceiling=ceiling
+        label: ov.lagged_vasso(
+            optax.chain(track(running_mean(cosine), grad_norm), optax.sgd(RATE)), rho
         )
-        for label, ceiling in {"deep": 1e9, "last": 1e-9}.items()
+        for label, rho in {"deep": 0.1, "last": 0.0}.items()
     }
     optimizer = optax.chain(
         reporting(mine=jnp.ones(())),
@@ -148,11 +147,12 @@ def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
     step = ov.make_train_step(loss, optimizer)
     _, metrics = step(ov.init_train_state(params, optimizer), jnp.zeros(3))
     assert metrics.keys() == {
-        "loss", "mine", "guard/deep", "guard/last",
+        "loss", "mine", "grad_norm/deep", "grad_norm/last",
         "mean_cosine/deep", "mean_cosine/last",
     }  # fmt: skip
-    # The loss is far below one ceiling and far above the other.
-    assert (metrics["guard/deep"], metrics["guard/last"]) == (1, 0)
+    # The gradients at the start are 2 in three entries and 2 in two.
+    assert metrics["grad_norm/deep"] == pytest.approx(12**0.5)
+    assert metrics["grad_norm/last"] == pytest.approx(8**0.5)
 
 
 @pytest.mark.parametrize("around", [lambda o: o, ov.wrappers.skip_nonfinite])

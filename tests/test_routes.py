@@ -35,7 +35,6 @@ from test_common import EVERY
 
 import optax_vasso as ov
 from optax_vasso import descent, gate
-from optax_vasso.ascent import collapse_guard
 
 ON = "float32"
 NAMES = tuple(EVERY) if IS_THOROUGH else OF_ALL_KINDS
@@ -201,12 +200,6 @@ COMPOSITIONS = {
         lambda base, rho, h: ov.ae_sam(base, rho, decay=h),
         lambda base, rho, h: ov.sharpness_aware(
             base, ov.sam_perturb(rho), gate=gate.adaptive(0.0, h)
-        ),
-    ),
-    "auto_vasso": (
-        lambda base, rho, h: ov.auto_vasso(base, rho, ceiling=0.55, theta=h),
-        lambda base, rho, h: ov.sharpness_aware(
-            base, collapse_guard(vasso_chain(rho, h), 0.55, margin=0.15, patience=0)
         ),
     ),
     "lagged_vasso": (
