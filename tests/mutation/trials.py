@@ -1,0 +1,310 @@
+"""Running tests on a copy of the repository, each time in a fork that has JAX imported.
+
+A fork costs milliseconds where a new interpreter costs seconds, and XLA's programs come
+from a cache on the disk wherever the error does not change them.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.mutation.mutants import PACKAGE, root, source_of
+
+# What tests import, but for the library; nothing here may start a backend of JAX.
+IMPORTED = (
+    "numpy scipy.stats sklearn.datasets hypothesis jax jax.numpy optax optax.contrib "
+    "flax.linen flax.nnx chex orbax.checkpoint haiku equinox matplotlib.pyplot jmp"
+)
+# They test the repository and not the library, or take minutes to reach it.
+LEFT_OUT = (
+    "tests/experiments/",
+    "tests/trainers/",
+    "tests/test_api_reference.py",
+    "tests/test_benchmarks.py",
+    "tests/test_documentation.py",
+    "tests/test_example_programs.py",
+    "tests/test_layout.py",
+    "tests/test_release.py",
+    "tests/test_results_page.py",
+    "tests/test_workflows.py",
+)
+BROKEN = 98  # exit status: the library cannot be imported
+FIRST_SECONDS, FIRST_FILES = 8.0, 6  # most errors are caught in so little
+# Of processor time, not of the clock: a loaded machine is no endless loop.
+PATIENCE = 60.0  # seconds to import, collect and compile, whatever the tests take
+
+
+class Folder(NamedTuple):
+    """Where a run keeps what it knows: a copy of the repository, tests, results."""
+
+    path: Path
+
+    @property
+    def tree(self):
+        return self.path / "tree"
+
+    @property
+    def tests(self):
+        return self.path / "tests"
+
+
+def test_files():
+    """The files of tests that have to notice."""
+    files = sorted((root() / "tests").rglob("test_*.py"))
+    names = [file.relative_to(root()).as_posix() for file in files]
+    return [name for name in names if not name.startswith(LEFT_OUT)]
+
+
+def copy_repository(folder):
+    """Bring the copy up to date with the working tree."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=root(),
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    wanted = {name for name in listed.split("\0") if name and (root() / name).is_file()}
+    for name in wanted:
+        here, there = root() / name, folder.tree / name
+        same = there.exists() and (
+            here.stat().st_mtime == there.stat().st_mtime
+            and here.stat().st_size == there.stat().st_size
+        )
+        if not same:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(here, there)
+    for path in folder.tree.rglob("*.py"):
+        if path.relative_to(folder.tree).as_posix() not in wanted:
+            path.unlink()
+    # Programs that tests start: they say which lines they run (see `record`).
+    (folder.tree / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'COVERAGE_PROCESS_START' in os.environ:\n"
+        "    import sys\n"
+        "    sys.path.append(os.environ['COVERAGE_IS_IN'])\n"
+        "    import coverage\n"
+        "    coverage.process_startup()\n"
+    )
+
+
+@contextlib.contextmanager
+def changed(folder, mutant):
+    """The copy, with the error in it."""
+    path = folder.tree / PACKAGE / mutant.file
+    source, times = path.read_bytes(), path.stat()
+    if source != source_of(mutant.file):
+        raise SystemExit(f"{mutant.file} has changed since this run began")
+    path.write_bytes(mutant.text(source))
+    # Not the time that is noted in what was compiled of the right text.
+    os.utime(path, (time.time(), times.st_mtime + 1000))
+    try:
+        yield
+    finally:
+        path.write_bytes(source)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def prepare(folder):
+    """Import what tests need, once, and set what all forks inherit."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    copy_repository(folder)
+    tree = str(folder.tree)
+    more = [p for p in os.environ.get("PYTHONPATH", "").split(":") if p != str(root())]
+    os.environ.update(
+        PYTHONPATH=":".join([tree, *filter(None, more)]),
+        JAX_PLATFORMS="cpu",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        JAX_COMPILATION_CACHE_DIR=str(folder.path / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+        MPLBACKEND="agg",
+    )
+    for name in IMPORTED.split():
+        importlib.import_module(name)
+    assert not any(name.startswith(PACKAGE) for name in sys.modules)
+
+
+def in_fork(action, log, seconds):
+    """Call in a fork; returns what it exits with, None if it took too long.
+
+    Args:
+        action: What to call, without arguments; it returns the exit status.
+        log: The file of what it prints.
+        seconds: Of processor time that the fork may take, and a program that it starts.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.setsid()
+            seconds = int(seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+            with open(log, "wb") as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            code = action()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    handle = os.pidfd_open(child)
+    ended, _, _ = select.select([handle], [], [], 20 * seconds)
+    with contextlib.suppress(ProcessLookupError):  # and whatever it has started
+        os.killpg(child, signal.SIGKILL)
+    os.close(handle)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if ended and code != -signal.SIGXCPU else None
+
+
+class Chosen:
+    """A plugin of pytest: these tests in this order, and which of them failed."""
+
+    def __init__(self, tests, notes):
+        self.order = {test: i for i, test in enumerate(tests)}
+        self.notes = notes
+
+    def note(self, **what):
+        with open(self.notes, "a") as out:
+            out.write(json.dumps(what) + "\n")
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid in self.order]
+        items.sort(key=lambda item: self.order[item.nodeid])
+        self.note(collected=len(items))
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.note(failed=f"import of {report.nodeid}")
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.note(failed=report.nodeid)
+
+
+def run_tests(folder, tests, *, coverage=None):
+    """What ``in_fork`` calls: pytest on the copy, in the order of the list."""
+
+    def action():
+        os.chdir(folder.tree)
+        sys.path[:] = [str(folder.tree), *(p for p in sys.path if p != str(root()))]
+        # `tests` is a package of the copy from here on.
+        for name in [n for n in sys.modules if n == "tests" or n.startswith("tests.")]:
+            del sys.modules[name]
+        arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        # Of packages that are imported before pytest starts.
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        if coverage is not None:
+            return coverage(arguments)
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        try:
+            importlib.import_module(PACKAGE)
+        except Exception:
+            traceback.print_exc()
+            return BROKEN
+        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+        plugin = Chosen(tests, folder.path / "notes.jsonl")
+        return int(pytest.main([*arguments, "-x", *files], plugins=[plugin]))
+
+    return action
+
+
+class Answer(NamedTuple):
+    """What became of a mutant."""
+
+    status: str  # caught, survived, timeout, error
+    by: str
+    tests: int
+    seconds: float
+
+
+def try_mutant(folder, mutant, tests):
+    """Run the tests of a mutant until one fails.
+
+    What fails without any error in the library, on the same copy, says nothing: each
+    test that fails is tried so once.
+
+    Args:
+        folder: Of the run.
+        mutant: The error.
+        tests: Pairs of a test and its seconds, those first that are likely to fail.
+    """
+    began = time.time()
+    tried = 0
+    left = list(tests)
+    while left:
+        part = first_part(left)
+        with changed(folder, mutant):
+            code, collected, failed = trial(folder, part)
+        tried += collected
+        if code in (0, 5):  # 5: nothing collected, for the record is older
+            left = [pair for pair in left if pair not in set(part)]
+            continue
+        if failed and not passes(folder, failed):
+            left = [pair for pair in left if pair[0] != failed]
+            continue
+        status, by = "error", f"exit status {code}"
+        if code is None:
+            status, by = "timeout", ""
+        elif code == BROKEN:
+            status, by = "caught", "import of the library"
+        elif failed:
+            status, by = "caught", failed
+        elif code < 0:
+            status, by = "caught", f"signal {-code}"
+        return Answer(status, by, tried, time.time() - began)
+    return Answer("survived", "", tried, time.time() - began)
+
+
+def trial(folder, part):
+    """Run tests until one fails: the exit status, their number, which failed."""
+    notes = folder.path / "notes.jsonl"
+    notes.write_text("")
+    code = in_fork(
+        run_tests(folder, [test for test, _ in part]),
+        folder.path / "log",
+        PATIENCE + 6 * sum(seconds for _, seconds in part),
+    )
+    seen = [json.loads(line) for line in notes.read_text().splitlines()]
+    failed = [line["failed"] for line in seen if "failed" in line]
+    collected = sum(line.get("collected", 0) for line in seen)
+    return code, collected, failed[0] if failed else None
+
+
+def passes(folder, test):
+    """Whether a test passes as long as nothing is wrong."""
+    path = folder.path / "passes.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if test not in known:
+        code, _, _ = trial(folder, [(test, 10.0)])
+        known[test] = code == 0
+        path.write_text(json.dumps(known))
+    return known[test]
+
+
+def first_part(tests):
+    """A short part, which most errors do not survive; else all."""
+    first, files, spent = [], set(), 0.0
+    for test, seconds in tests:
+        file = test.split("::")[0]
+        if len(files | {file}) <= FIRST_FILES and spent + seconds <= FIRST_SECONDS:
+            first.append((test, seconds))
+            files.add(file)
+            spent += seconds
+    return first if spent > FIRST_SECONDS / 4 else list(tests)
