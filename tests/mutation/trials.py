@@ -133,6 +133,7 @@ def prepare(folder):
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         MPLBACKEND="agg",
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     for name in IMPORTED.split():
         importlib.import_module(name)
     assert not any(name.startswith(PACKAGE) for name in sys.modules)
@@ -152,6 +153,7 @@ def in_fork(action, log, seconds):
         code = 99
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             seconds = int(seconds)
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             with open(log, "wb") as out:
@@ -162,11 +164,13 @@ def in_fork(action, log, seconds):
             traceback.print_exc()
         finally:
             os._exit(code)
-    handle = os.pidfd_open(child)
-    ended, _, _ = select.select([handle], [], [], 20 * seconds)
-    with contextlib.suppress(ProcessLookupError):  # and whatever it has started
-        os.killpg(child, signal.SIGKILL)
-    os.close(handle)
+    handle, ended = os.pidfd_open(child), []
+    try:
+        ended, _, _ = select.select([handle], [], [], 20 * seconds)
+    finally:  # this process may have been told to stop
+        with contextlib.suppress(ProcessLookupError):  # and whatever it has started
+            os.killpg(child, signal.SIGKILL)
+        os.close(handle)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if ended and code != -signal.SIGXCPU else None
