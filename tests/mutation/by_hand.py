@@ -86,7 +86,6 @@ BY_HAND = [
     (LAGGED, "if moves or numerics.has_few_bits(param):", "if moves:"),
     # Two gradients per step.
     (TWO, "scale(1 / ascent_steps, parts)", "scale(1.0, parts)"),
-    (TWO, "part, _ = perturb(gradient_at", "part, ascent_state = perturb(gradient_at"),
     (TWO, "range(ascent_steps - 1)", "range(ascent_steps)"),
     (TWO, '"grads": updates, "params": params}', '"grads": updates}'),
     (TWO, "found = jnp.where(ascended, value, jnp.nan)", "found = value"),
@@ -97,7 +96,7 @@ BY_HAND = [
         "if ascent_steps >= 1 else total,\n            ),",
     ),
     (TWO, "jnp.asarray(g).astype(like.dtype), result", "jnp.asarray(g), result"),
-    (TWO, "else first\n", "else total\n"),
+    (TWO, "else first\n", "else optax.tree.zeros_like(first)\n"),
     # The train step.
     (STEP, "step=optax.safe_increment(state.step),", "step=state.step + 1.0,"),
     (STEP, "fold_in(state.key, state.step)", "fold_in(state.key, 0)"),
