@@ -158,6 +158,7 @@ def test_an_unusable_hyperparameter_names_itself_and_its_range(name):
 # Every range that has an end of its own, at that end.
 ENDS = [
     make(ov.vasso_ema, 1),
+    make(ov.vasso_ema, float(jnp.finfo(jnp.float32).tiny)),
     make(carried_ema, 1),
     make(ov.friendly_noise, 0, 0),
     make(ov.sam_perturb, 0, p=float("inf")),
