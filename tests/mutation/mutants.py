@@ -62,24 +62,21 @@ NAMES = {
 # What is called to speak to people or to type checkers.
 SPEAKS = {"warn", "cast", "TypeVar", "NewType", "debug", "info"}
 
-# Nothing but a type error, or nothing at all, comes of errors in their arguments.
-NOT_SWAPPED = {"isinstance", "issubclass", "hasattr", "getattr", "len", "range"}
-NOT_DROPPED = {
-    *NOT_SWAPPED,
-    *(
-        "callable",
-        "dict",
-        "enumerate",
-        "flatten",
-        "id",
-        "iscomplexobj",
-        "items",
-        "iter",
-    ),
-    *("iter", "leaves", "leaves_with_path", "list", "next", "partial"),
-    *("result_type", "set", "shape", "split", "structure", "tuple", "type", "zip"),
+# Functions of two things of one kind: elsewhere a swap is nothing but a type error.
+SWAPPED = {
+    *("_combine", "add_scaled", "cast_like", "clip", "cosine", "divide", "fill_none"),
+    *("finite_or", "fold_in", "orthogonal_to", "overlap", "power", "setdefault"),
+    *("subtract", "where", "without", "xor"),
 }
-FUNCTION_FIRST = {"map", "scan", "while_loop", "fori_loop", "cond", "partial"}
+# Those that map over trees of one kind, behind a function.
+MAPS = {"map", "map_updates", "zip"}
+# What would be left of these is of another type than what they return.
+NOT_DROPPED = {
+    *("callable", "dict", "enumerate", "flatten", "getattr", "hasattr", "id"),
+    *("iscomplexobj", "isinstance", "issubclass", "items", "iter", "leaves", "len"),
+    *("leaves_with_path", "list", "next", "partial", "range", "result_type", "set"),
+    *("shape", "split", "structure", "tuple", "type", "zip"),
+}
 # Functions of several things that could be left out: the first of them stays.
 OF_FIRST = {
     "asarray",
@@ -349,15 +346,13 @@ class _Finder(ast.NodeVisitor):
         if name in {"where", "select"} and len(arguments) == 3:
             for branch in arguments[1:]:
                 self.add("one branch", node, b"(" + self.code(branch) + b")")
-        if plain and name not in NOT_SWAPPED and not name.startswith("check"):
-            # The last two: what comes first is often a function, or the state.
-            if len(arguments) >= 2 + (name in FUNCTION_FIRST):
-                self.swap(*arguments[-2:])
-            kept = name in NOT_DROPPED
-            if (not kept and len(arguments) == 1) or name in {"map", *OF_FIRST}:
-                which = arguments[name == "map"]
-                if not isinstance(which, ast.Lambda | ast.GeneratorExp):
-                    self.add("call dropped", node, b"(" + self.code(which) + b")")
+        if plain and name in SWAPPED | MAPS and len(arguments) >= 2 + (name in MAPS):
+            self.swap(*arguments[-2:])
+        kept = name in NOT_DROPPED or name.startswith("check")
+        if plain and not kept and (len(arguments) == 1 or name in {"map", *OF_FIRST}):
+            which = arguments[name == "map"]
+            if not isinstance(which, ast.Lambda | ast.GeneratorExp):
+                self.add("call dropped", node, b"(" + self.code(which) + b")")
         method = node.func
         if isinstance(method, ast.Attribute) and method.attr in {
             "astype",
