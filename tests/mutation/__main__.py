@@ -5,7 +5,7 @@
     python -m tests.mutation --random 300 --again    # those that survived, once more
     python -m tests.mutation --table             # what is known, nothing else
 
-The first run records which test runs which line (`pip install coverage`, about twenty
+The first run records which test runs which line, with coverage (about twenty
 minutes); `--record FILES` does so again for files that have changed. Results are
 appended to a file as they come, and what is in it is not tried again, so that a run can
 be stopped at any time. At the end there is a table, and every survivor as a change of
@@ -36,7 +36,9 @@ def main():
     add("--record", nargs="*", metavar="TEST_FILE", help="first, these or all files")
     add("--table", action="store_true", help="print the results and end")
     add("--minutes", type=float, default=1e9, help="stop after so many")
+    add("--least", type=float, default=0, help="per cent to be caught, or exit with 1")
     add("--budget", type=float, default=150, help="seconds of tests per mutant")
+    add("--recorded", action="store_true", help="record nothing, use what there is")
     add("--folder", type=Path, default=Path("runs/mutation"), help="of the results")
     add("--results", help="name of the file of results in the folder")
     arguments = parser.parse_args()
@@ -52,7 +54,8 @@ def main():
         chosen = [m for m in chosen if m.file in arguments.modules]
     if not arguments.table:
         try_all(arguments, chosen, results, ends)
-    show(latest(results), gone)
+    if show(latest(results), gone) < arguments.least:
+        raise SystemExit(1)
 
 
 def latest(results):
@@ -68,12 +71,11 @@ def try_all(arguments, chosen, results, ends):
     folder = trials.Folder(arguments.folder.resolve())
     trials.prepare(folder)
     known = record.Known(folder)
-    files = arguments.record
-    if files is None:
-        files = [f for f in trials.test_files() if f not in known.recorded()]
-    for file in files or trials.test_files():
-        if files == [] and arguments.record is None:
-            break
+    files = arguments.record or trials.test_files()
+    if arguments.record is None:
+        recorded = arguments.recorded or known.recorded()
+        files = [f for f in files if recorded is not True and f not in recorded]
+    for file in files:
         number, failed, seconds = record.record(folder, file)
         print(f"{file}: {number} tests, {seconds:.0f} s", *failed, flush=True)
     known = record.Known(folder)
@@ -100,7 +102,7 @@ def try_all(arguments, chosen, results, ends):
 
 
 def show(answers, gone):
-    """A table of modules, and the survivors."""
+    """Print a table of modules and the survivors; the share that was noticed."""
     counts = collections.defaultdict(collections.Counter)
     survivors = []
     for key, row in sorted(answers.items()):
@@ -117,9 +119,9 @@ def show(answers, gone):
     for where, count in [*sorted(counts.items()), ("all", total)]:
         print(f"{where:32}", f"{count.total():7}", *(f"{count[c]:10}" for c in columns))
     fair = total.total() - total["equivalent"] - total["error"]
-    if fair:
-        noticed = total["caught"] + total["timeout"]
-        print(f"\nnoticed: {noticed} of {fair}, {100 * noticed / fair:.1f} %")
+    noticed = total["caught"] + total["timeout"]
+    share = 100 * noticed / max(fair, 1)
+    print(f"\nnoticed: {noticed} of {fair}, {share:.1f} %")
     for row in survivors:
         file, function, old, new = row["key"]
         print(f"\n{file}:{row['line']} {function}, {row['kind']}: {row['status']}")
@@ -127,6 +129,7 @@ def show(answers, gone):
         print(*(f"  + {line}" for line in new.split("\n")), sep="\n")
     for file, old, _ in gone:
         print(f"\nnot applicable any more: {file}: {old.strip()!r}")
+    return share
 
 
 if __name__ == "__main__":
