@@ -106,6 +106,17 @@ def test_patience_is_counted_anew_once_something_is_learned():
     assert state.waited == 3
 
 
+def test_at_the_margin_itself_nothing_has_been_learned():
+    """It begins at 1; a patience of four steps ends with the fourth."""
+    lengths, _ = lengths_under_guard((1, 1, 1, 2), weight=1.0, patience=4)
+    np.testing.assert_allclose(lengths, [1, 1, 1, 0], atol=1e-6)
+
+
+def test_a_loss_above_ten_ceilings_counts_as_ten():
+    _, state = lengths_under_guard((1.0, 1e4))
+    np.testing.assert_allclose(state.loss, (1.0 + 10 * 2.0) / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("broken", [jnp.inf, jnp.nan])
 def test_one_loss_that_is_not_finite_does_not_close_the_guard_for_good(broken):
     _, state = lengths_under_guard((broken, 0.5, 0.5, broken, 0.5))

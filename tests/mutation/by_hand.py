@@ -275,6 +275,13 @@ BY_HAND = [
         "grads = updates",
     ),
     (TRACKING, "jnp.where(ascended, v, jnp.zeros_like(v))", "v"),
+    ("metrics/arrival.py", "if slope < least:", "if slope <= least:"),
+    ("metrics/arrival.py", "1 + missing /", "1 - missing /"),
+    (
+        "metrics/arrival.py",
+        "_projection(following, perturb",
+        "_projection(params, perturb",
+    ),
     # Directions and perturbations.
     (
         SMOOTHING,
