@@ -192,7 +192,7 @@ class Known:
             off = sorted((s, n) for n, s in seconds.items() if n not in names)
             if on:
                 share = len(on) / len(seconds)
-                about.append((share / (1 + sum(s for s, _ in on[:10])), on))
+                about.append((share / (0.5 + on[0][0]), on))
                 rest.append((share, off))
         ordered = [
             pair

@@ -42,7 +42,8 @@ LEFT_OUT = (
     "tests/test_workflows.py",
 )
 BROKEN = 98  # exit status: the library cannot be imported
-FIRST_SECONDS, FIRST_FILES = 8.0, 6  # most errors are caught in so little
+# Seconds and files of the parts in which tests are run: most errors end in the first.
+PARTS = (2.0, 1), (10.0, 6), (float("inf"), 1000)
 # Of processor time, not of the clock: a loaded machine is no endless loop.
 PATIENCE = 60.0  # seconds to import, collect and compile, whatever the tests take
 
@@ -210,7 +211,7 @@ def run_tests(folder, tests, *, coverage=None):
         # `tests` is a package of the copy from here on.
         for name in [n for n in sys.modules if n == "tests" or n.startswith("tests.")]:
             del sys.modules[name]
-        arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        arguments = ["-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
         # Of packages that are imported before pytest starts.
         arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         if coverage is not None:
@@ -251,14 +252,15 @@ def try_mutant(folder, mutant, tests):
     """
     began = time.time()
     tried = 0
-    left = list(tests)
+    left, sizes = list(tests), list(PARTS)
     while left:
-        part = first_part(left)
+        part = first_part(left, *sizes[0])
         with changed(folder, mutant):
             code, collected, failed = trial(folder, part)
         tried += collected
         if code in (0, 5):  # 5: nothing collected, for the record is older
             left = [pair for pair in left if pair not in set(part)]
+            sizes = sizes[1:] or sizes
             continue
         if failed and not passes(folder, failed):
             left = [pair for pair in left if pair[0] != failed]
@@ -302,13 +304,16 @@ def passes(folder, test):
     return known[test]
 
 
-def first_part(tests):
-    """A short part, which most errors do not survive; else all."""
+def first_part(tests, most_seconds, most_files):
+    """The first tests, from so many files and for so long, and one at least."""
     first, files, spent = [], set(), 0.0
     for test, seconds in tests:
         file = test.split("::")[0]
-        if len(files | {file}) <= FIRST_FILES and spent + seconds <= FIRST_SECONDS:
-            first.append((test, seconds))
-            files.add(file)
-            spent += seconds
-    return first if spent > FIRST_SECONDS / 4 else list(tests)
+        if first and (
+            spent + seconds > most_seconds or len(files | {file}) > most_files
+        ):
+            continue
+        first.append((test, seconds))
+        files.add(file)
+        spent += seconds
+    return first
