@@ -1,6 +1,8 @@
 """Which test runs which line of the library, and how long it takes."""
 
+import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -125,11 +127,15 @@ def record(folder, file):
 
 def _lines(work, folder):
     """Pairs of a module and, by line, the tests that run it."""
+    import coverage
     from coverage import CoverageData
 
     for path in work.glob("data*"):
         data = CoverageData(basename=str(path))
-        data.read()
+        try:
+            data.read()
+        except coverage.exceptions.DataError:  # of a program that the test has killed
+            continue
         for measured in data.measured_files():
             inside = Path(measured).relative_to(folder.tree / PACKAGE)
             by_line = data.contexts_by_lineno(measured)
@@ -176,7 +182,7 @@ class Known:
             mutant: The error.
             budget: Seconds that the tests may take together.
         """
-        about, rest = [], []
+        about, rest, late = [], [], set()
         for known in self.files:
             lines = known["lines"].get(mutant.file, {})
             if not lines:
@@ -186,9 +192,13 @@ class Known:
             else:  # the module has changed since: whoever runs any of it
                 names = {name for names in lines.values() for name in names}
             seconds = known["seconds"]
-            if known["file"] in names:
+            of_fixture = known["file"] in names  # one for all tests of the file
+            if of_fixture:
                 names = set(seconds)
             on = sorted((seconds[n], n) for n in names if n in seconds)
+            if of_fixture:  # the test that was slowest because it made it
+                on = [*on[-1:], *on[:-1]]
+                late.update(name for _, name in on)
             off = sorted((s, n) for n, s in seconds.items() if n not in names)
             if on:
                 share = len(on) / len(seconds)
@@ -200,8 +210,9 @@ class Known:
             for _, pairs in sorted(group, key=lambda g: -g[0])
             for pair in pairs
         ]
-        quick = [p for p in ordered if p[0] <= 1.0]
-        slow = [p for p in ordered if p[0] > 1.0]
+        late.update(name for seconds, name in ordered if seconds > 1.0)
+        quick = [pair for pair in ordered if pair[1] not in late]
+        slow = [pair for pair in ordered if pair[1] in late]
         chosen, spent = [], 0.0
         for seconds, name in (*quick, *slow):
             if spent + seconds <= budget or not chosen:
@@ -210,13 +221,37 @@ class Known:
         return chosen
 
     def _of_line(self, mutant, lines):
-        """The tests that run a line, or one nearby if it runs at import only."""
-        names = set(lines.get(str(mutant.line), []))
-        if names or not mutant.function:
-            return names or {name for names in lines.values() for name in names}
-        # A line in the middle of a statement, or a default: those after it.
-        after = sorted(int(n) for n in lines if int(n) > mutant.line)
-        for line in after[:200]:
-            if lines[str(line)]:
+        """The tests that run a line; those behind it if it runs at import only."""
+        at_import = lines_at_import(mutant.file)
+        if mutant.line not in at_import and lines.get(str(mutant.line)):
+            return set(lines[str(mutant.line)])
+        # A default, or a line in the middle of a statement.
+        after = sorted(int(line) for line in lines if int(line) > mutant.line)
+        for line in after if mutant.function else ():
+            if line not in at_import and lines[str(line)]:
                 return set(lines[str(line)])
-        return {name for names in lines.values() for name in names}
+        return {
+            name
+            for line, names in lines.items()
+            if int(line) not in at_import
+            for name in names
+        }
+
+
+@functools.cache
+def lines_at_import(file):
+    """The lines of a module that run when it is imported, in every test."""
+    found = set()
+
+    def walk(statements):
+        for node in statements:
+            first, last = node.lineno, node.end_lineno
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                first = min([first, *(d.lineno for d in node.decorator_list)])
+                last = node.body[0].lineno - 1
+                if isinstance(node, ast.ClassDef):
+                    walk(node.body)
+            found.update(range(first, max(first, last) + 1))
+
+    walk(ast.parse(source_of(file)).body)
+    return found
