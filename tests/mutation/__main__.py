@@ -8,7 +8,8 @@
 The first run records which test runs which line, with coverage (about twenty
 minutes); `--record FILES` does so again for files that have changed. Results are
 appended to a file as they come, and what is in it is not tried again, so that a run can
-be stopped at any time. At the end there is a table, and every survivor as a change of
+be stopped at any time. What a test caught that fails without an error as well is tried
+again by the next run with the same arguments. At the end there is a table, and every survivor as a change of
 lines; what no test can notice belongs into `equivalent.py`, with the reason.
 """
 
@@ -80,9 +81,11 @@ def try_all(arguments, chosen, results, ends):
         print(f"{file}: {number} tests, {seconds:.0f} s", *failed, flush=True)
     known = record.Known(folder)
     answers = latest(results)
+    distrusted = doubtful(folder, answers)
     for i, mutant in enumerate(chosen):
         last = answers.get(mutant.key)
-        if last and not (arguments.again and last["status"] in {"survived", "error"}):
+        again = arguments.again and last and last["status"] in {"survived", "error"}
+        if last and not again and last["by"] not in distrusted:
             continue
         if mutants.equivalent(mutant.key):
             continue
@@ -90,6 +93,7 @@ def try_all(arguments, chosen, results, ends):
             print("out of time")
             break
         tests = known.tests_of(mutant, arguments.budget)
+        tests = [pair for pair in tests if pair[0] not in distrusted]
         answer = trials.try_mutant(folder, mutant, tests)
         row = {"key": mutant.key, "line": mutant.line, "kind": mutant.kind}
         with open(results, "a") as out:
@@ -99,6 +103,18 @@ def try_all(arguments, chosen, results, ends):
             f"{answer.status} {answer.by} ({answer.seconds:.0f} s)",
             flush=True,
         )
+
+
+def doubtful(folder, answers):
+    """Tests that caught a mutant and fail without one, too; each is asked once."""
+    path = folder.path / "passes.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    caught = {row["by"] for row in answers.values() if "::" in row["by"]} - known.keys()
+    if caught:
+        failed = trials.failing(folder, sorted(caught))
+        known |= {test: test not in failed for test in caught}
+        path.write_text(json.dumps(known, indent=0))
+    return {test for test, passes in known.items() if not passes}
 
 
 def show(answers, gone):

@@ -202,7 +202,7 @@ class Chosen:
             self.note(failed=report.nodeid)
 
 
-def run_tests(folder, tests, *, coverage=None):
+def run_tests(folder, tests, until_one_fails=True, *, coverage=None):
     """What ``in_fork`` calls: pytest on the copy, in the order of the list."""
 
     def action():
@@ -225,7 +225,8 @@ def run_tests(folder, tests, *, coverage=None):
             return BROKEN
         files = list(dict.fromkeys(test.split("::")[0] for test in tests))
         plugin = Chosen(tests, folder.path / "notes.jsonl")
-        return int(pytest.main([*arguments, "-x", *files], plugins=[plugin]))
+        arguments += ["-x"] if until_one_fails else []
+        return int(pytest.main([*arguments, *files], plugins=[plugin]))
 
     return action
 
@@ -241,9 +242,6 @@ class Answer(NamedTuple):
 
 def try_mutant(folder, mutant, tests):
     """Run the tests of a mutant until one fails.
-
-    What fails without any error in the library, on the same copy, says nothing: each
-    test that fails is tried so once.
 
     Args:
         folder: Of the run.
@@ -262,9 +260,6 @@ def try_mutant(folder, mutant, tests):
             left = [pair for pair in left if pair not in set(part)]
             sizes = sizes[1:] or sizes
             continue
-        if failed and not passes(folder, failed):
-            left = [pair for pair in left if pair[0] != failed]
-            continue
         status, by = "error", f"exit status {code}"
         if code is None:
             status, by = "timeout", ""
@@ -278,30 +273,28 @@ def try_mutant(folder, mutant, tests):
     return Answer("survived", "", tried, time.time() - began)
 
 
-def trial(folder, part):
-    """Run tests until one fails: the exit status, their number, which failed."""
+def trial(folder, part, *, until_one_fails=True):
+    """Run some tests: the exit status, how many there were, and which failed first."""
     notes = folder.path / "notes.jsonl"
     notes.write_text("")
     code = in_fork(
-        run_tests(folder, [test for test, _ in part]),
+        run_tests(folder, [test for test, _ in part], until_one_fails),
         folder.path / "log",
         PATIENCE + 6 * sum(seconds for _, seconds in part),
     )
     seen = [json.loads(line) for line in notes.read_text().splitlines()]
     failed = [line["failed"] for line in seen if "failed" in line]
     collected = sum(line.get("collected", 0) for line in seen)
-    return code, collected, failed[0] if failed else None
+    return code, collected, failed if not until_one_fails else next(iter(failed), None)
 
 
-def passes(folder, test):
-    """Whether a test passes as long as nothing is wrong."""
-    path = folder.path / "passes.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if test not in known:
-        code, _, _ = trial(folder, [(test, 10.0)])
-        known[test] = code == 0
-        path.write_text(json.dumps(known))
-    return known[test]
+def failing(folder, tests):
+    """Those of some tests that fail without any error in the library.
+
+    They say nothing about a mutant: they depend on what ran before, or on a cache.
+    """
+    code, _, failed = trial(folder, [(t, 10.0) for t in tests], until_one_fails=False)
+    return set(tests) & set(failed) if code in (0, 1) else set()
 
 
 def first_part(tests, most_seconds, most_files):
