@@ -8,9 +8,10 @@
 The first run records which test runs which line, with coverage (about twenty
 minutes); `--record FILES` does so again for files that have changed. Results are
 appended to a file as they come, and what is in it is not tried again, so that a run can
-be stopped at any time. What a test caught that fails without an error as well is tried
-again by the next run with the same arguments. At the end there is a table, and every survivor as a change of
-lines; what no test can notice belongs into `equivalent.py`, with the reason.
+be stopped at any time. Tests that caught something are run without an error, once; what
+one of them caught that fails then is tried again. At the end there is a table, and
+every survivor as a change of lines; what no test can notice belongs into
+`equivalent.py`, with the reason.
 """
 
 import argparse
@@ -71,38 +72,46 @@ def try_all(arguments, chosen, results, ends):
     """Record if need be, then try what has no answer yet."""
     folder = trials.Folder(arguments.folder.resolve())
     trials.prepare(folder)
-    known = record.Known(folder)
+    recorded = record.Known(folder).recorded()
     files = arguments.record or trials.test_files()
     if arguments.record is None:
-        recorded = arguments.recorded or known.recorded()
-        files = [f for f in files if recorded is not True and f not in recorded]
+        files = [] if arguments.recorded else [f for f in files if f not in recorded]
     for file in files:
         number, failed, seconds = record.record(folder, file)
         print(f"{file}: {number} tests, {seconds:.0f} s", *failed, flush=True)
     known = record.Known(folder)
-    answers = latest(results)
-    distrusted = doubtful(folder, answers)
-    for i, mutant in enumerate(chosen):
-        last = answers.get(mutant.key)
-        again = arguments.again and last and last["status"] in {"survived", "error"}
-        if last and not again and last["by"] not in distrusted:
-            continue
-        if mutants.equivalent(mutant.key):
-            continue
-        if time.time() > ends:
-            print("out of time")
-            break
-        tests = known.tests_of(mutant, arguments.budget)
-        tests = [pair for pair in tests if pair[0] not in distrusted]
-        answer = trials.try_mutant(folder, mutant, tests)
-        row = {"key": mutant.key, "line": mutant.line, "kind": mutant.kind}
-        with open(results, "a") as out:
-            out.write(json.dumps(row | answer._asdict()) + "\n")
-        print(
-            f"{i + 1}/{len(chosen)} {mutant.file}:{mutant.line} {mutant.kind}: "
-            f"{answer.status} {answer.by} ({answer.seconds:.0f} s)",
-            flush=True,
-        )
+    kept = {"caught", "timeout", "equivalent"}
+    kept |= set() if arguments.again else {"survived", "error"}
+    while True:
+        answers = latest(results)
+        distrusted = doubtful(folder, answers)
+        left = [
+            mutant
+            for mutant in chosen
+            if answers.get(mutant.key, {}).get("status") not in kept
+            or answers[mutant.key]["by"] in distrusted
+        ]
+        if not left:
+            return
+        for i, mutant in enumerate(left):
+            if time.time() > ends:
+                print("out of time")
+                return
+            tests = known.tests_of(mutant, arguments.budget)
+            tests = [pair for pair in tests if pair[0] not in distrusted]
+            if mutants.equivalent(mutant.key):
+                answer = trials.Answer("equivalent", "", 0, 0.0)
+            else:
+                answer = trials.try_mutant(folder, mutant, tests)
+            row = {"key": mutant.key, "line": mutant.line, "kind": mutant.kind}
+            with open(results, "a") as out:
+                out.write(json.dumps(row | answer._asdict()) + "\n")
+            print(
+                f"{i + 1}/{len(left)} {mutant.file}:{mutant.line} {mutant.kind}: "
+                f"{answer.status} {answer.by} ({answer.seconds:.0f} s)",
+                flush=True,
+            )
+        kept |= {"survived", "error"}  # what is left now was caught by mistake
 
 
 def doubtful(folder, answers):
