@@ -697,6 +697,21 @@ def test_what_a_failed_save_has_left_is_removed_by_the_next(saved):
     assert {f.name for f in saved.iterdir()} == {"2", "3", "lock"}
 
 
+def test_a_directory_that_cannot_be_read_is_no_empty_one(saved, monkeypatch):
+    """Else a run would begin anew, and save over the numbers of the old one."""
+
+    def unreadable(folder):
+        raise PermissionError(f"cannot list {folder}")
+
+    store = checkpoint.checkpoints(saved, CONFIG)
+    monkeypatch.setattr(checkpoint, "_whole", unreadable)
+    with pytest.raises(PermissionError, match="cannot list"):
+        store.restore(a_state())
+    with pytest.raises(PermissionError, match="cannot list"):
+        store.save(a_state(step=3))
+    store.close()
+
+
 def test_half_of_a_removed_checkpoint_is_removed_by_the_next_save(saved, monkeypatch):
     """As where the process is killed between renaming the oldest and removing it."""
     rename = checkpoint._rename
