@@ -308,6 +308,26 @@ def test_sampa_is_its_formula():
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
 
 
+def test_sampa_keeps_its_state_where_nobody_trains_a_parameter():
+    """Their update is None; the gradient kept for the next step is zero there."""
+    optimizer = ov.sampa(optax.sgd(RATE), 0.4, learning_rate=RATE, lmbda=0.3)
+    params = {"w": jnp.asarray(START), "frozen": jnp.ones(2)}
+
+    def grad_fn(params):
+        return {"w": params["w"], "frozen": None}
+
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, after = optimizer.update(
+            grad_fn(params), state, params, grad_fn=grad_fn
+        )
+        assert updates["frozen"] is None
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        params = {**params, "w": params["w"] + updates["w"]}
+        state = after
+    np.testing.assert_array_equal(state.gradient["frozen"], np.zeros(2))
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

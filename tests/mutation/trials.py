@@ -154,6 +154,9 @@ def in_fork(action, log, seconds):
         code = 99
         try:
             os.setsid()
+            # To Linux it has as much to say as any other session, however nice it is.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/autogroup").write_text(str(os.nice(0)))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             seconds = int(seconds)
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
