@@ -15,6 +15,7 @@ from optax_vasso.ascent.smoothing import carried_ema
 PARAMS = {"w": jnp.ones(3), "b": jnp.ones(2)}
 NAN = float("nan")
 ASCENT = optax.chain(ov.vasso_ema(0.4), ov.sam_perturb(0.1))
+SKIPPED = ov.wrappers.skip_nonfinite(optax.sgd(0.1)).init(PARAMS)
 
 
 def make(function, *args, **kwargs):
@@ -47,11 +48,30 @@ HYPERPARAMETERS = {
             ov.sam_perturb,
             ov.asam_perturb,
             ov.fisher_perturb,
+            lambda rho: ov.ascent.until(3, rho),
         )
     ],
     "rise": [make(ov.ascent.hold_rise, ASCENT, value) for value in (-0.1, NAN)],
     "share": [make(ov.train.split_batch, value) for value in (0, 1, NAN, None)],
-    "lmbda": [make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)],
+    "lmbda": [
+        *(make(ov.friendly_noise, 1.0, value) for value in (1, -0.1, NAN)),
+        *(
+            make(ov.sampa, optax.sgd(0.1), learning_rate=0.1, lmbda=value)
+            for value in (1.1, -0.1, NAN)
+        ),
+    ],
+    "learning_rate": [
+        make(function, optax.sgd(0.1), learning_rate=value, **others)
+        for value in (-0.1, NAN, float("inf"))
+        for function, others in (
+            (ov.sampa, {}),
+            (ov.descent.decoupled_descent, {"gamma": 0.5}),
+        )
+    ],
+    "momentum": [
+        make(ov.momentum_sam, optax.sgd(0.1), momentum=value)
+        for value in (-0.1, 1, NAN)
+    ],
     "sigma": [make(ov.friendly_noise, value, 0.5) for value in (-1, NAN)],
     "eta": [
         make(function, 0.1, value)
@@ -63,7 +83,18 @@ HYPERPARAMETERS = {
         for value in (-0.1, NAN)
         for function in (ov.descent.gsam_descent, ov.descent.looksam_descent)
     ],
-    "gamma": [make(ov.descent.weighted_descent, value) for value in (-0.1, 1, NAN)],
+    "gamma": [
+        *(make(ov.descent.weighted_descent, value) for value in (-0.1, 1, NAN)),
+        *(
+            make(
+                ov.descent.decoupled_descent,
+                optax.sgd(0.1),
+                learning_rate=0.1,
+                gamma=value,
+            )
+            for value in (-0.1, 1, NAN)
+        ),
+    ],
     "p": [
         *(make(gate.bernoulli, value) for value in (0, -0.1, 1.5, NAN)),
         *(make(ov.sam_perturb, 0.1, p=value) for value in (1, 0, -2, NAN)),
@@ -91,6 +122,7 @@ HYPERPARAMETERS = {
         make(ov.sharpness_aware, optax.sgd(0.1), ASCENT, ascent_steps=value)
         for value in (0, -1, 2.0, NAN, float("inf"))
     ],
+    "steps": [make(ov.ascent.until, value, 0.1) for value in (0, 1.5)],
     "groups": [
         make(ov.train.init_local_state, PARAMS, optax.sgd(0.1), value)
         for value in (0, 1.5, float("inf"))
@@ -107,6 +139,45 @@ def test_an_unusable_hyperparameter_names_itself_and_its_range(name):
             build()
         assert str(error.value).endswith(".")
         assert "\n" not in str(error.value)
+
+
+# Every range that has an end of its own, at that end.
+ENDS = [
+    make(ov.vasso_ema, 1),
+    make(ov.vasso_ema, float(jnp.finfo(jnp.float32).tiny)),
+    make(carried_ema, 1),
+    make(ov.friendly_noise, 0, 0),
+    make(ov.sam_perturb, 0, p=float("inf")),
+    make(ov.asam_perturb, 0, 0),
+    make(ov.fisher_perturb, 0, 0),
+    make(ov.lagged, optax.sgd(0.1), ASCENT, rho=0),
+    make(ov.sharpness_aware, optax.sgd(0.1), ASCENT, ascent_steps=1),
+    make(ov.momentum_sam, optax.sgd(0.1), momentum=0),
+    make(ov.sampa, optax.sgd(0.1), learning_rate=0, lmbda=0),
+    make(ov.sampa, optax.sgd(0.1), learning_rate=0, lmbda=1),
+    make(ov.descent.gsam_descent, 0),
+    make(ov.descent.looksam_descent, 0),
+    make(ov.descent.weighted_descent, 0),
+    make(ov.descent.decoupled_descent, optax.sgd(0.1), learning_rate=0, gamma=0),
+    make(gate.bernoulli, 1),
+    make(gate.adaptive, 0, 0),
+    make(gate.every, 1),
+    make(gate.from_step, 0),
+    make(ov.ascent.hold_rise, ASCENT, 0),
+    make(ov.ascent.until, 1, 0),
+    make(ov.metrics.running_mean, ov.metrics.cosine, 0),
+    make(ov.metrics.track, every=1),
+    make(ov.train.microbatched, 1),
+    make(ov.train.part_of_batch, 1),
+    make(ov.train.part_of_batch, 1e-6),
+    make(ov.train.split_batch, 1e-6),
+    make(ov.wrappers.check_finite, SKIPPED, 0),
+]
+
+
+def test_the_closed_ends_of_a_range_are_allowed():
+    for build in ENDS:
+        build()
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,37 @@ def test_adaptive_follows_gradients_that_stay_large_or_vanish():
     np.testing.assert_allclose(share[[1, 3]], share[0], atol=0.2)
 
 
+def test_adaptive_without_memory_finds_every_gradient_as_large_as_the_mean():
+    """The bound is reached, and that is enough."""
+    adaptive = gate.adaptive(0.5, decay=0.0)
+    state = adaptive.init()
+    for length in (3.0, 1.0, 1.0, 0.1):
+        is_open, state = adaptive.update(state, grads=jnp.asarray(length))
+        assert is_open
+
+
+@pytest.mark.parametrize(("length", "counted"), [(10.0, 10.0), (10.5, 2.0)])
+def test_a_gradient_above_ten_times_the_usual_counts_as_twice_that(length, counted):
+    adaptive = gate.adaptive(0.0, decay=0.0)
+    state = adaptive.update(adaptive.init(), grads=jnp.asarray(1.0))[1]
+    is_open, state = adaptive.update(state, grads=jnp.asarray(length))
+    assert is_open
+    np.testing.assert_allclose(state.length, counted, rtol=1e-6)
+
+
+def test_adaptive_opens_again_after_a_thousand_gradients_of_zero():
+    """In units of the vanishing mean, the variance would leave the range of float32."""
+    lengths = np.random.default_rng(0).gamma(4.0, size=700)
+    adaptive = gate.adaptive(0.5)
+
+    def step(state, length):
+        return adaptive.update(state, grads=length)[::-1]
+
+    given = jnp.asarray([*lengths[:200], *np.zeros(1000), *lengths[200:]], jnp.float32)
+    _, opened = jax.jit(lambda x: jax.lax.scan(step, adaptive.init(), x))(given)
+    assert 0.05 < np.mean(opened[-200:]) < 0.6
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("typed", [True, False])
 def test_bernoulli_takes_a_key_of_any_implementation(impl, typed):

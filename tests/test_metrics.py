@@ -282,6 +282,18 @@ OVERSHOOTING = optax.chain(
 )
 
 
+def test_check_uphill_says_nothing_at_the_bound_itself():
+    """As before the first step, when the cosine is zero."""
+    base = optax.chain(
+        ov.metrics.track(ov.metrics.running_mean(ov.metrics.cosine)), optax.sgd(0.1)
+    )
+    state = ov.lagged_vasso(base).init(jnp.ones(2))
+    ov.metrics.check_uphill(state)
+    ov.metrics.check_uphill(state, least=-1)
+    with pytest.warns(RuntimeWarning, match=r"gradient is 0.00, below 1\."):
+        ov.metrics.check_uphill(state, least=1)
+
+
 def test_check_uphill_warns_where_the_mean_cosine_is_negative():
     """Steps that overshoot a valley from side to side: momentum_sam's sign is right."""
     params = jnp.array([1.0, 2.0])

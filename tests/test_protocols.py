@@ -224,6 +224,20 @@ def test_an_argument_that_is_not_needed_keeps_its_default():
     assert float(metrics["loss"]) == 6
 
 
+def test_a_loss_may_call_its_parameters_as_an_extra_argument_is_called():
+    """They are its first argument, whatever their name; ``value`` is the loss."""
+    optimizer = ov.sam(optax.sgd(1.0), 0.5)
+    params = jnp.asarray(2.0)
+    updates, _ = optimizer.update(
+        params,
+        optimizer.init(params),
+        params,
+        value=jnp.asarray(2.0),
+        value_fn=lambda value: value**2 / 2,
+    )
+    assert float(updates) == -2.5
+
+
 START = jnp.asarray([1.0, -1.0, 0.5])
 
 

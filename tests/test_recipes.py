@@ -286,14 +286,46 @@ def test_sampa_between_float16_gradients_far_apart():
 
 
 def test_sampa_is_its_formula():
+    """With hyperparameters that are schedules; the optimizer has a rate of its own."""
+
+    def rho(t):
+        return 0.4 / (1 + t)
+
+    def learning_rate(t):
+        return RATE / (1 + 0.2 * t)
+
+    def lmbda(t):
+        return 0.3 - 0.02 * t
+
     x, epsilon, last, points = START, 0.0, 0.0, []
     for t in range(STEPS):
-        g, last = gradient(x + epsilon, t), gradient(x - RATE * last, t)
-        x, epsilon = x - RATE * (0.7 * g + 0.3 * last), 0.4 * unit(last)
+        g, last = gradient(x + epsilon, t), gradient(x - learning_rate(t) * last, t)
+        x = x - RATE * ((1 - lmbda(t)) * g + lmbda(t) * last)
+        epsilon = rho(t) * unit(last)
         points.append(x)
-    optimizer = ov.sampa(optax.sgd(RATE), 0.4, learning_rate=RATE, lmbda=0.3)
+    optimizer = ov.sampa(optax.sgd(RATE), rho, learning_rate=learning_rate, lmbda=lmbda)
     actual = trained(optimizer, is_lagged=True)
     np.testing.assert_allclose(actual, np.stack(points), rtol=1e-10, atol=1e-12)
+
+
+def test_sampa_keeps_its_state_where_nobody_trains_a_parameter():
+    """Their update is None; the gradient kept for the next step is zero there."""
+    optimizer = ov.sampa(optax.sgd(RATE), 0.4, learning_rate=RATE, lmbda=0.3)
+    params = {"w": jnp.asarray(START), "frozen": jnp.ones(2)}
+
+    def grad_fn(params):
+        return {"w": params["w"], "frozen": None}
+
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, after = optimizer.update(
+            grad_fn(params), state, params, grad_fn=grad_fn
+        )
+        assert updates["frozen"] is None
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        params = {**params, "w": params["w"] + updates["w"]}
+        state = after
+    np.testing.assert_array_equal(state.gradient["frozen"], np.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -418,6 +450,8 @@ def test_defaults():
         assert rho.name == "rho"
         assert {p.kind for p in others} == {inspect.Parameter.KEYWORD_ONLY}
         assert {p.name: p.default for p in (rho, *others)} == defaults | OPTIONS
+    parameters = inspect.signature(ov.sampa).parameters  # it takes no mask
+    assert (parameters["rho"].default, parameters["lmbda"].default) == (0.1, 0.2)
 
 
 def test_every_recipe_is_in_the_table():

@@ -115,6 +115,13 @@ def test_a_wide_accumulator_keeps_what_bfloat16_loses():
     assert means[jnp.float32] == pytest.approx(1.00078125, rel=1e-6)
 
 
+def test_a_theta_of_few_bits_is_computed_with_in_float32():
+    """1 − 0.001 is 1 in bfloat16."""
+    theta = jnp.asarray(0.001, jnp.bfloat16)
+    outputs, _ = run_chain(ov.vasso_ema(theta), [[jnp.ones(2)], [jnp.zeros(2)]])
+    np.testing.assert_allclose(outputs[1][0], 1 - float(theta), rtol=1e-6)
+
+
 def test_the_noise_of_float16_gradients_does_not_overflow():
     """6e4 + 6e4 is above 65,504, where it ends; the perturbation is as long as ever."""
     steps = [[jnp.asarray([g, 0.0, g / 4], jnp.float16)] for g in (6e4, -6e4)]

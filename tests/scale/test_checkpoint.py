@@ -78,6 +78,10 @@ def test_without_a_checkpoint_training_starts_at_the_beginning(tmp_path):
 def test_a_checkpoint_of_another_configuration_is_refused(saved):
     with pytest.raises(ValueError, match=r"rho: 0.1 there, 0.2 here"):
         restore(saved, config=CONFIG | {"rho": 0.2})
+    with pytest.raises(ValueError, match=r"theta: nothing there, 0.4 here"):
+        restore(saved, config=CONFIG | {"theta": 0.4})
+    with pytest.raises(ValueError, match=r"rho: 0.1 there, nothing here"):
+        restore(saved, config={"recipe": "vasso"})
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(saved):
@@ -691,6 +695,40 @@ def test_what_a_failed_save_has_left_is_removed_by_the_next(saved):
     store.save(a_state(step=3))
     store.close()
     assert {f.name for f in saved.iterdir()} == {"2", "3", "lock"}
+
+
+def test_a_directory_that_cannot_be_read_is_no_empty_one(saved, monkeypatch):
+    """Else a run would begin anew, and save over the numbers of the old one."""
+
+    def unreadable(folder):
+        raise PermissionError(f"cannot list {folder}")
+
+    store = checkpoint.checkpoints(saved, CONFIG)
+    monkeypatch.setattr(checkpoint, "_whole", unreadable)
+    with pytest.raises(PermissionError, match="cannot list"):
+        store.restore(a_state())
+    with pytest.raises(PermissionError, match="cannot list"):
+        store.save(a_state(step=3))
+    store.close()
+
+
+def test_half_of_a_removed_checkpoint_is_removed_by_the_next_save(saved, monkeypatch):
+    """As where the process is killed between renaming the oldest and removing it."""
+    rename = checkpoint._rename
+
+    def killed(path, name):
+        rename(path, name)
+        raise OSError("killed")
+
+    store = checkpoint.checkpoints(saved, CONFIG)
+    monkeypatch.setattr(checkpoint, "_rename", killed)
+    with pytest.warns(UserWarning, match="could not be removed: OSError: killed"):
+        store.save(a_state(step=3))
+    assert len(list(saved.iterdir())) == 4
+    monkeypatch.setattr(checkpoint, "_rename", rename)
+    store.save(a_state(step=4))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"3", "4", "lock"}
 
 
 def test_swapped_entries_have_another_digest():

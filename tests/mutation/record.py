@@ -1,0 +1,257 @@
+"""Which test runs which line of the library, and how long it takes."""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mutation.mutants import PACKAGE, modules, source_of
+from tests.mutation.trials import in_fork, run_tests
+
+LONGEST = 1200.0  # seconds for one file
+SETTINGS = """[run]
+parallel = true
+data_file = {data}
+source = {source}
+context = ${{MUTATION_TEST-}}
+sigterm = true
+disable_warnings = no-data-collected, module-not-measured, module-not-imported
+"""
+
+
+class Contexts:
+    """A plugin of pytest: tells coverage which test runs.
+
+    What a fixture of a whole file does counts for all tests of the file.
+    """
+
+    def __init__(self, measured):
+        self.measured = measured
+
+    def switch(self, name):
+        os.environ["MUTATION_TEST"] = name  # for the programs that the test starts
+        self.measured.switch_context(name)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.test = item.nodeid
+        self.switch(self.test)
+        result = yield
+        self.switch("")
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        if fixturedef.scope == "function":
+            return (yield)
+        self.switch(self.test.split("::")[0])
+        result = yield
+        self.switch(self.test)
+        return result
+
+
+class Times:
+    """A plugin of pytest: how long each test takes, and whether it passes.
+
+    In processor time, with that of the programs it starts: what else the machine does
+    has no part in it.
+    """
+
+    def __init__(self):
+        self.seconds, self.failed = {}, set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        before = sum(os.times()[:4])
+        result = yield
+        self.seconds[item.nodeid] = round(sum(os.times()[:4]) - before, 3)
+        return result
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+def record(folder, file):
+    """Run a file of tests, and keep as JSON which lines each runs, and its seconds."""
+    began = time.time()
+    work = folder.path / "coverage"
+    work.mkdir(exist_ok=True)
+    for old in work.iterdir():
+        old.unlink()
+    settings = work / "settings"
+    settings.write_text(
+        SETTINGS.format(data=work / "data", source=folder.tree / PACKAGE)
+    )
+    log = folder.path / "record.log"
+
+    def watched(arguments):
+        import coverage
+
+        os.environ["COVERAGE_PROCESS_START"] = str(settings)
+        os.environ["COVERAGE_IS_IN"] = str(Path(coverage.__file__).parents[1])
+        measured = coverage.Coverage(config_file=str(settings))
+        measured.start()
+        times = Times()
+        with contextlib.suppress(SystemExit):
+            pytest.main([*arguments, file], plugins=[Contexts(measured), times])
+        measured.stop()
+        measured.save()
+        result = {"seconds": times.seconds, "failed": sorted(times.failed)}
+        (work / "times.json").write_text(json.dumps(result))
+        return 0
+
+    if in_fork(run_tests(folder, [], coverage=watched), log, LONGEST) != 0:
+        raise SystemExit(f"{file} does not run by itself, see {log}")
+    times = json.loads((work / "times.json").read_text())
+    failed = set(times["failed"])
+    seconds = {t: s for t, s in times["seconds"].items() if t not in failed}
+    folder.tests.mkdir(exist_ok=True)
+    target = folder.tests / (file.replace("/", ".") + ".json")
+    known = {
+        "file": file,
+        "library": {name: digest(name) for name in modules()},
+        "seconds": seconds,
+        "failed": sorted(failed),
+        "lines": _merged(_lines(work, folder)),
+    }
+    target.write_text(json.dumps(known))
+    return len(seconds), sorted(failed), time.time() - began
+
+
+def _lines(work, folder):
+    """Pairs of a module and, by line, the tests that run it."""
+    import coverage
+    from coverage import CoverageData
+
+    for path in work.glob("data*"):
+        data = CoverageData(basename=str(path))
+        try:
+            data.read()
+        except coverage.exceptions.DataError:  # of a program that the test has killed
+            continue
+        for measured in data.measured_files():
+            inside = Path(measured).relative_to(folder.tree / PACKAGE)
+            by_line = data.contexts_by_lineno(measured)
+            lines = {
+                line: [context.strip("|").split("|")[0] for context in contexts]
+                for line, contexts in by_line.items()
+            }
+            yield inside.as_posix(), lines
+
+
+def _merged(found):
+    modules = {}
+    for module, lines in found:
+        for line, tests in lines.items():
+            known = modules.setdefault(module, {}).setdefault(str(line), [])
+            known.extend(t for t in tests if t and t not in known)
+    return modules
+
+
+def digest(module):
+    """Of a module's text: lines are only comparable within the same."""
+    return hashlib.sha256(source_of(module)).hexdigest()[:16]
+
+
+class Known:
+    """All records of a folder, asked for the tests of a mutant."""
+
+    def __init__(self, folder):
+        self.files = [
+            json.loads(path.read_text()) for path in sorted(folder.tests.glob("*.json"))
+        ]
+
+    def recorded(self):
+        """The files of tests that have a record."""
+        return {known["file"] for known in self.files}
+
+    def tests_of(self, mutant, budget):
+        """Pairs of a test and its seconds, for one mutant.
+
+        First the tests that run its line, from those files on that are most about it;
+        then the other tests of these files.
+
+        Args:
+            mutant: The error.
+            budget: Seconds that the tests may take together.
+        """
+        about, rest, late = [], [], set()
+        for known in self.files:
+            lines = known["lines"].get(mutant.file, {})
+            if not lines:
+                continue
+            if known["library"].get(mutant.file) == digest(mutant.file):
+                names = self._of_line(mutant, lines)
+            else:  # the module has changed since: whoever runs any of it
+                names = {name for names in lines.values() for name in names}
+            seconds = known["seconds"]
+            of_fixture = known["file"] in names  # one for all tests of the file
+            if of_fixture:
+                names = set(seconds)
+            on = sorted((seconds[n], n) for n in names if n in seconds)
+            if of_fixture:  # the test that was slowest because it made it
+                on = [*on[-1:], *on[:-1]]
+                late.update(name for _, name in on)
+            off = sorted((s, n) for n, s in seconds.items() if n not in names)
+            if on:
+                share = len(on) / len(seconds)
+                about.append((share / (0.5 + on[0][0]), on))
+                rest.append((share, off))
+        ordered = [
+            pair
+            for group in (about, rest)
+            for _, pairs in sorted(group, key=lambda g: -g[0])
+            for pair in pairs
+        ]
+        late.update(name for seconds, name in ordered if seconds > 1.0)
+        quick = [pair for pair in ordered if pair[1] not in late]
+        slow = [pair for pair in ordered if pair[1] in late]
+        chosen, spent = [], 0.0
+        for seconds, name in (*quick, *slow):
+            if spent + seconds <= budget or not chosen:
+                chosen.append((name, seconds))
+                spent += seconds
+        return chosen
+
+    def _of_line(self, mutant, lines):
+        """The tests that run a line; those behind it if it runs at import only."""
+        at_import = lines_at_import(mutant.file)
+        if mutant.line not in at_import and lines.get(str(mutant.line)):
+            return set(lines[str(mutant.line)])
+        # A default, or a line in the middle of a statement.
+        after = sorted(int(line) for line in lines if int(line) > mutant.line)
+        for line in after if mutant.function else ():
+            if line not in at_import and lines[str(line)]:
+                return set(lines[str(line)])
+        return {
+            name
+            for line, names in lines.items()
+            if int(line) not in at_import
+            for name in names
+        }
+
+
+@functools.cache
+def lines_at_import(file):
+    """The lines of a module that run when it is imported, in every test."""
+    found = set()
+
+    def walk(statements):
+        for node in statements:
+            first, last = node.lineno, node.end_lineno
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                first = min([first, *(d.lineno for d in node.decorator_list)])
+                last = node.body[0].lineno - 1
+                if isinstance(node, ast.ClassDef):
+                    walk(node.body)
+            found.update(range(first, max(first, last) + 1))
+
+    walk(ast.parse(source_of(file)).body)
+    return found
