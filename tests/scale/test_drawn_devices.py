@@ -11,8 +11,8 @@ from test_common import EVERY
 
 # A few by default; with --hypothesis-profile=thorough 30 of every method.
 IS_THOROUGH = settings().max_examples > 25
-COUNT = 30 if IS_THOROUGH else 15
-NAMES = tuple(EVERY) if IS_THOROUGH else ("vasso", "lagged_vasso")
+COUNT = 30 if IS_THOROUGH else 10
+NAMES = tuple(EVERY) if IS_THOROUGH else ("lagged_vasso",)
 
 
 def test_eight_devices_and_microbatches_train_as_one_device_does():
@@ -30,4 +30,4 @@ def test_eight_devices_and_microbatches_train_as_one_device_does():
     assert done.returncode == 0, done.stderr[-3000:]
     apart = json.loads(done.stdout)
     # float64 sums in another order.
-    assert {route: d for route, d in apart.items() if d > 1e-10} == {}
+    assert {route: d for route, d in apart.items() if d > 1e-12} == {}
