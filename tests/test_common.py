@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 
+import cases
 import chex
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,18 @@ ASCENTS = {
     ),
 }
 
+# Of parts that stand in other recipes too, each by itself. Tests that compile a program
+# for each recipe leave them to --all; tests that only trace take all.
+COMPOSED = {
+    *("vasso_asam", "vasso_fisher", "vasso_gsam", "vasso_looksam", "vasso_weighted"),
+    *("auto_lagged_buffered", "skip_nonfinite_lagged", "in_float32_lagged"),
+    *("track_lagged", "masked_lagged", "per_layer_lagged", "single_step_sam"),
+}
+
 recipes = pytest.mark.parametrize("name", EVERY)
+compiled_recipes = pytest.mark.parametrize(
+    "name", cases.every(EVERY, EVERY.keys() - COMPOSED)
+)
 ascents = pytest.mark.parametrize("name", ASCENTS)
 dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 
@@ -345,7 +357,7 @@ def test_a_new_state_holds_no_buffer_twice(name):
     assert len({leaf.unsafe_buffer_pointer() for leaf in state}) == len(state)
 
 
-@recipes
+@compiled_recipes
 def test_compiled_once_and_equal_to_no_jit(name, x64):
     optimizer, step = compiled(name)
     before = iterate(step, start(), optimizer.init(start()), 2)
@@ -399,7 +411,7 @@ def test_what_stands_in_a_base_optimizer_ignores_what_it_does_not_need(transform
     assert traced(temperature=300, grad_fn=None) == traced()
 
 
-@recipes
+@compiled_recipes
 def test_injected_hyperparameters_change_nothing(name, x64):
     optimizer, step = compiled(name)
     injected = optax.inject_hyperparams(EVERY[name])(optax.sgd(0.05, momentum=0.9))
@@ -414,7 +426,7 @@ def test_injected_hyperparameters_change_nothing(name, x64):
     assert "rho" in injected_state.hyperparams
 
 
-@recipes
+@compiled_recipes
 def test_accumulated_gradients_are_the_gradient_of_the_whole_batch(name, x64):
     """Two minibatches to a step and grad_fn of both: the step of their mean."""
     optimizer, step = compiled(name)
@@ -509,7 +521,7 @@ def test_converges_as_the_radius_decays(name):
     np.testing.assert_allclose(rosenbrock, [1.0, 1.0], atol=3e-2)
 
 
-@recipes
+@compiled_recipes
 def test_a_rotated_complex_landscape_has_the_rotated_trajectory(name, x64):
     optimizer = make(name)
     weights = jnp.array([1.0, 2.0, 0.5])
@@ -560,7 +572,7 @@ def test_what_is_not_there_changes_nothing(name, nothing):
     )
 
 
-@recipes
+@compiled_recipes
 def test_a_parameter_without_an_update_stays_where_it_is(name, x64):
     """As in Optax, None is the update of a parameter that nobody trains."""
     optimizer, step = compiled(name)
@@ -592,7 +604,7 @@ def test_an_empty_group_of_a_partition_changes_nothing(name):
     ) == program(make_step(partitioned), (start(), partitioned.init(start())))
 
 
-@recipes
+@compiled_recipes
 def test_the_derivative_of_a_step_at_a_zero_gradient_is_finite(name):
     """As meta-learning and unrolled training take it, from a stationary point."""
     optimizer = make(name)
