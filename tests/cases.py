@@ -1,4 +1,4 @@
-"""Which cases of a product of parameters run every time, and which with ``--all`` alone.
+"""Which cases of a product of parameters run every time, and which with ``--all``.
 
 Every kind of behaviour has a case that always runs; where a case takes a program of its
 own, the others of its kind run every night.

@@ -1,4 +1,4 @@
-"""No silent broadcasts anywhere, what ``--all`` adds, and the fixtures of several files."""
+"""No silent broadcasts anywhere, what ``--all`` adds, fixtures of several files."""
 
 import os
 
