@@ -2,6 +2,7 @@
 
 import functools
 
+import cases
 import chex
 import jax
 import jax.numpy as jnp
@@ -80,8 +81,15 @@ def test_without_speed_it_is_vasso(seed, theta):
     chex.assert_trees_all_close(tuned, plain, rtol=1e-4, atol=1e-6)
 
 
+# From below and from above; the ends of the range are the hardest.
 @pytest.mark.parametrize(
-    ("ratio", "start"), [(0.003, 0.5), (0.03, 0.05), (0.3, 0.8), (3.0, 0.1)]
+    ("ratio", "start"),
+    [
+        (0.003, 0.5),
+        cases.exhaustive(0.03, 0.05),
+        cases.exhaustive(0.3, 0.8),
+        (3.0, 0.1),
+    ],
 )
 def test_on_a_random_walk_in_noise_theta_is_the_gain_of_the_kalman_filter(ratio, start):
     """Whatever the ratio of the variances of the walk's step and of the noise."""

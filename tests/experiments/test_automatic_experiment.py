@@ -7,6 +7,9 @@ import pytest
 from experiments import automatic, automatic_candidates as candidates
 from experiments.harness import training
 
+# .ci/run makes the same runs, to see that they end; what is in their files is read here.
+ALREADY_RUN = pytest.mark.exhaustive
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -17,6 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@ALREADY_RUN
 def test_automatic_methods_are_compared_with_the_published_searches(folder):
     found = json.loads((folder / "smoke/automatic.json").read_text())
     assert found["finished"]
@@ -32,6 +36,7 @@ def test_automatic_methods_are_compared_with_the_published_searches(folder):
     assert (folder / "smoke/automatic.png").stat().st_size > 5000
 
 
+@ALREADY_RUN
 def test_the_guard_is_measured_without_and_with(folder):
     guard = json.loads((folder / "smoke/automatic.json").read_text())["guard"]
     assert list(guard) == list(automatic.EDGES)
@@ -41,6 +46,7 @@ def test_the_guard_is_measured_without_and_with(folder):
         assert all(0 < mean < 100 for mean in found["means"])
 
 
+@ALREADY_RUN
 def test_candidates_are_compared_with_the_searched_methods(folder):
     found = json.loads((folder / "smoke/automatic_candidates.json").read_text())
     assert found["finished"]
@@ -61,6 +67,7 @@ def test_candidates_are_compared_with_the_searched_methods(folder):
     assert (folder / "smoke/automatic_candidates.png").stat().st_size > 5000
 
 
+@ALREADY_RUN
 @pytest.mark.parametrize("experiment", [automatic, candidates])
 def test_what_is_finished_is_not_done_again(experiment, folder, monkeypatch):
     def train(*arguments, **options):

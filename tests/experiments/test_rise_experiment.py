@@ -8,6 +8,9 @@ import pytest
 from experiments import rise
 from experiments.harness import training
 
+# .ci/run makes the same runs, to see that they end; what is in their files is read here.
+ALREADY_RUN = pytest.mark.exhaustive
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -17,6 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@ALREADY_RUN
 def test_every_method_is_searched_and_scored(folder):
     found = json.loads((folder / "smoke/rise.json").read_text())
     assert found["finished"]
@@ -28,6 +32,7 @@ def test_every_method_is_searched_and_scored(folder):
     assert (folder / "smoke/rise.png").stat().st_size > 5000
 
 
+@ALREADY_RUN
 def test_what_is_finished_is_not_done_again(folder, monkeypatch):
     def train(*arguments, **options):
         raise AssertionError("trained again")
