@@ -7,7 +7,7 @@ import pytest
 from experiments import automatic, automatic_candidates as candidates
 from experiments.harness import training
 
-# .ci/run makes the same runs, to see that they end; what is in their files is read here.
+# .ci/run makes the same runs, to see that they end; here their files are read.
 ALREADY_RUN = pytest.mark.exhaustive
 
 

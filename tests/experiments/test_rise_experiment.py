@@ -8,7 +8,7 @@ import pytest
 from experiments import rise
 from experiments.harness import training
 
-# .ci/run makes the same runs, to see that they end; what is in their files is read here.
+# .ci/run makes the same runs, to see that they end; here their files are read.
 ALREADY_RUN = pytest.mark.exhaustive
 
 
