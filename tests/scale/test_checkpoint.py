@@ -211,7 +211,7 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(saved):
 
 
 def program(script, arguments=()):
-    """Start a Python program that sees what is imported here; pipes go to and from it."""
+    """Start a Python program that sees what is imported here, with pipes to it."""
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdin=subprocess.PIPE,
