@@ -1,9 +1,10 @@
-"""No silent broadcasts anywhere, and the fixtures that several files share."""
+"""No silent broadcasts anywhere, what ``--all`` adds, fixtures of several files."""
 
 import os
 
 import jax
 import pytest
+import quick
 from hypothesis import settings
 
 # Most of a test's time is compilation, and most of that LLVM's optimization of programs
@@ -27,6 +28,34 @@ settings.register_profile("suite", deadline=None, max_examples=25, derandomize=T
 # property in test_properties.py 10,000.
 settings.register_profile("thorough", deadline=None, max_examples=834, print_blob=True)
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="also the products of parameters that cases.py leaves to the night, and "
+        "programs as XLA emits them by default",
+    )
+
+
+def pytest_configure(config):
+    marker = "exhaustive: one more case of a kind that is tested; runs with --all"
+    config.addinivalue_line("markers", marker)
+    if os.environ[OPTIMIZATIONS] != "0" and not config.getoption("all"):
+        # Read when the first program is compiled, also by programs that tests start.
+        known = os.environ.get("XLA_FLAGS", "").split()
+        new = [flag for flag in quick.FLAGS if flag not in known]
+        os.environ["XLA_FLAGS"] = " ".join([*known, *new])
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("all"):
+        return
+    left = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cases
 import pod_process
 import pytest
 
@@ -120,7 +121,8 @@ def test_parameters_divided_over_data_and_model(compiled_once, x64, tmp_path):
     assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# What each signal does to one process, test_stop_signals.py tests.
+@pytest.mark.parametrize("number", [signal.SIGTERM, cases.exhaustive(signal.SIGINT)])
 def test_a_signal_to_one_process_saves_them_all_at_the_same_step(
     compiled_once, tmp_path, number
 ):

@@ -1,5 +1,6 @@
 """Curvature: what is measured without the matrix is what the matrix says."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,7 +203,7 @@ def test_sharded_parameters_have_sharded_eigenvectors_and_a_distributed_basis():
     """In a process of its own, since the number of devices is fixed at the start."""
     result = subprocess.run(
         [sys.executable, Path(__file__).parent / "four_devices.py"],
-        env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
         timeout=120,
