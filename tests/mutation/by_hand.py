@@ -42,17 +42,9 @@ BY_HAND = [
     ),
     (SAMPA, "lambda v: 0 <= v <= 1)", "lambda v: 0 < v <= 1)"),
     (SAMPA, '"in [0, 1]", lambda v: 0 <= v <= 1)', '"in [0, 1]", lambda v: 0 <= v)'),
-    (
-        SAMPA,
-        "numerics.fill_none(gradient, state.gradient)",
-        "gradient",
-    ),
+    (SAMPA, "numerics.cast_like(gradient, state.gradient),", "gradient,"),
     (SAMPA, "numerics.finite_or,", "lambda new, old: new,"),
-    (
-        SAMPA,
-        "updates if extrapolated is None else extrapolated, state",
-        "updates, state",
-    ),
+    (SAMPA, "grad_fn=lambda _: gradient)", "grad_fn=lambda _: mixed)"),
     # One gradient per step.
     (LAGGED, "one = float(rho is None)", "one = 1.0"),
     (LAGGED, "direction=last, grad_fn=grad_fn)", "direction=before, grad_fn=grad_fn)"),
@@ -107,19 +99,11 @@ BY_HAND = [
     ),
     (
         STEP,
-        "evaluate(gradient, params, perturbed_key)[0][0]",
-        "evaluate(gradient, state.params, perturbed_key)[0][0]",
+        "moved = at._replace(params=params, key=perturbed_key)",
+        "moved = at._replace(key=perturbed_key)",
     ),
-    (
-        STEP,
-        "evaluate(gradient, params, perturbed_key, state.params)",
-        "evaluate(gradient, params, key, state.params)",
-    ),
-    (
-        STEP,
-        "evaluate(gradient, params, perturbed_key, state.params)",
-        "evaluate(gradient, params, perturbed_key)",
-    ),
+    (STEP, "key=perturbed_key, clean=at.params)", "clean=at.params)"),
+    (STEP, "key=perturbed_key, clean=at.params)", "key=perturbed_key)"),
     (STEP, "clear_metrics(state.opt_state)", "state.opt_state"),
     (STEP, "optax.tree.conj(grads)", "grads"),
     (
@@ -129,8 +113,8 @@ BY_HAND = [
     ),
     (
         STEP,
-        "                loss, grads = scales[0].unscale((loss, grads))",
-        "                _, grads = scales[0].unscale((loss, grads))",
+        "loss, grads = loss_scale.unscale((loss, grads))",
+        "_, grads = loss_scale.unscale((loss, grads))",
     ),
     (STEP, "donate_argnums=0, out_shardings", "out_shardings"),
     (
@@ -152,7 +136,11 @@ BY_HAND = [
         "mean_of_floats((loss, model_state), axis_name)",
         "mean_of_floats(loss, axis_name), model_state",
     ),
-    (AVERAGES, "grad_fn(\n                own,", "grad_fn(\n                params,"),
+    (
+        AVERAGES,
+        "at._replace(params=params, key=key, clean=clean)",
+        "at._replace(key=key, clean=clean)",
+    ),
     (
         AVERAGES,
         "lambda axes, _, cotangents: (jax.lax.pmean(cotangents, axes),)",
@@ -275,8 +263,8 @@ BY_HAND = [
     ("metrics/arrival.py", "1 + missing /", "1 - missing /"),
     (
         "metrics/arrival.py",
-        "_projection(following, perturb",
-        "_projection(params, perturb",
+        "dot(perturbation_of(optimizer_state), following)",
+        "dot(perturbation_of(optimizer_state), params)",
     ),
     # Directions and perturbations.
     (
@@ -301,7 +289,7 @@ BY_HAND = [
         "jnp.clip(wide, -most, most)",
     ),
     (SMOOTHING, "twin if jnp.iscomplexobj(x) else dtype", "dtype"),
-    (SMOOTHING, "1.0 - value_at(lmbda, state.step)", "value_at(lmbda, state.step)"),
+    (SMOOTHING, "1.0 - value_at(lmbda, step)", "value_at(lmbda, step)"),
     ("ascent/perturb.py", "lambda v: v > 1)", "lambda v: v >= 1)"),
     (
         "ascent/perturb.py",
@@ -325,7 +313,7 @@ BY_HAND = [
         "length = weight * numerics.norm(clean_grads)",
         "length = weight * numerics.norm(updates)",
     ),
-    (DESCENT, "numerics.fill_none(orthogonal, state.orthogonal)", "orthogonal"),
+    (DESCENT, "numerics.cast_like(orthogonal, state.orthogonal)", "orthogonal"),
     (
         DESCENT,
         "numerics.orthogonal_to(clean, perturbed)",
@@ -333,15 +321,15 @@ BY_HAND = [
     ),
     (
         DESCENT,
-        "return optax.tree.sub(*map(numerics.widen_tree, (perturbed, clean)))",
-        "return optax.tree.sub(perturbed, clean)",
-    ),
-    (
-        DESCENT,
         "            clean_grads=clean_grads,\n            **extra_args",
         "            **extra_args",
     ),
     # Norms and products.
+    (
+        NUMERICS,
+        "map_updates(jnp.subtract, *map(widen_tree, (a, b)))",
+        "map_updates(jnp.subtract, a, b)",
+    ),
     (
         NUMERICS,
         "norm = jnp.minimum(root / factor, jnp.finfo(root.dtype).max)",
