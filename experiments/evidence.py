@@ -29,6 +29,7 @@ TASKS = (
     "cancer-40",
     "wine-50",
     "teacher-60",
+    "convnet-50",
     "digits-75-short",
     "mnist1d-40-short",
     "mnist1d-40-long",
