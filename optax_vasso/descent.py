@@ -336,7 +336,8 @@ def _rounding(grads: PyTree) -> float:
     Compilers round to a dtype of few bits at one place and not at another.
     """
     accumulated = 16 * jnp.finfo(numerics.accumulation_dtype(grads)).eps
-    stored = [jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(grads)]
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(grads)}
+    stored = [jnp.finfo(d).eps for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
     return float(max(accumulated, *stored))
 
 

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "jaxlib": "jax",  # which pins it
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "tensorstore": "orbax-checkpoint",  # which is built on it
     "yaml": "pyyaml",
 }
 
