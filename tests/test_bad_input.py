@@ -282,11 +282,78 @@ def test_looksam_refuses_a_changed_tree_too():
         )
 
 
-@pytest.mark.parametrize("name", ["sharpness_aware", "lagged", "asam_perturb"])
+BASE_SGD = optax.sgd(0.1)
+# Whose update reads a state of its own, by the name that an error has for them.
+WITH_STATE = {
+    "vasso_ema": ov.vasso_ema(0.4),
+    "carried_ema": carried_ema(0.4),
+    "friendly_noise": ov.friendly_noise(1.0, 0.6),
+    "the perturbation": ov.sam_perturb(0.1),
+    "collapse_guard": ov.ascent.collapse_guard(ASCENT, 1.0),
+    "hold_rise": ov.ascent.hold_rise(ASCENT),
+    "gsam_descent": ov.descent.gsam_descent(0.1),
+    "weighted_descent": ov.descent.weighted_descent(0.1),
+    "looksam_descent": ov.descent.looksam_descent(0.1),
+    "decoupled_descent": ov.descent.decoupled_descent(
+        BASE_SGD, learning_rate=0.1, gamma=0.5
+    ),
+    "sharpness_aware": ov.sam(BASE_SGD),
+    "lagged": ov.lagged_vasso(BASE_SGD),
+    "sampa": ov.sampa(BASE_SGD, learning_rate=0.1),
+    "track": ov.metrics.track(),
+    "track_arrival": ov.metrics.track_arrival(ov.lagged_vasso(BASE_SGD)),
+    "skip_nonfinite": ov.wrappers.skip_nonfinite(BASE_SGD),
+    "average_over": ov.train.average_over(BASE_SGD, "data"),
+}
+NEED_PARAMS = {
+    "asam_perturb": ov.asam_perturb(0.1),
+    "masked_ascent": ov.ascent.masked_ascent(ASCENT, True),
+    "per_layer": ov.ascent.per_layer(ov.sam_perturb(0.1)),
+    "clean_gradient": ov.clean_gradient(),
+    "in_float32": ov.wrappers.in_float32(BASE_SGD),
+    **{
+        name: WITH_STATE[name]
+        for name in (
+            *("decoupled_descent", "sharpness_aware", "lagged", "sampa", "track"),
+            *("track_arrival", "skip_nonfinite"),
+        )
+    },
+}
+GIVEN = {
+    "grad_fn": lambda params: params,
+    "clean_grads": PARAMS,
+    "ascended": True,
+    "perturbation": PARAMS,
+    "direction": PARAMS,
+    "value": jnp.ones(()),
+}
+
+
+def given_to(transform):
+    """Of the arguments those that it takes."""
+    is_plain = not isinstance(transform, optax.GradientTransformationExtraArgs)
+    return {} if is_plain else GIVEN
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_the_state_of_something_else(name):
+    transform = WITH_STATE[name]
+    with pytest.raises(
+        ValueError, match=rf"^state is a TraceState, but {name} needs the \w+State"
+    ) as error:
+        transform.update(
+            PARAMS, optax.TraceState(PARAMS), PARAMS, **given_to(transform)
+        )
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("name", NEED_PARAMS)
 def test_missing_params(name):
-    state = TRANSFORMS[name].init(PARAMS)
-    with pytest.raises(ValueError, match=r"needs params, got None: call update\(grads"):
-        TRANSFORMS[name].update(PARAMS, state)
+    transform = NEED_PARAMS[name]
+    with pytest.raises(
+        ValueError, match=rf"^{name} needs params, got None: call update\(grads"
+    ):
+        transform.update(PARAMS, transform.init(PARAMS), **given_to(transform))
 
 
 def test_sharpness_aware_without_a_grad_fn_says_which_of_the_two_is_wanted():

@@ -6,4 +6,24 @@ EQUIVALENT = {
         "one = float(rho is None)",
         "one = 1.0",
     ): "a scale and a norm of a direction that is zero until the first step",
+    (
+        "_internal/numerics.py",
+        "dtype = scalars[0].dtype",
+        "dtype = scalars[1].dtype",
+    ): "all three have one dtype",
+    (
+        "train/step.py",
+        "if is_on_host:",
+        "if True:",
+    ): "each leaf is moved to where it is",
+    (
+        "sharpness/batches.py",
+        "data = jax.tree.map(jnp.asarray, data)",
+        "data = (data)",
+    ): "NumPy cuts the data as JAX does, and the measures take either",
+    (
+        "steps/one_gradient.py",
+        "return target.astype(param.dtype), direction, rounding",
+        "return (target), direction, rounding",
+    ): "a parameter of 32 bits or more has the dtype of its perturbation",
 }

@@ -717,6 +717,20 @@ def test_a_directory_that_cannot_be_read_is_no_empty_one(saved, monkeypatch):
     store.close()
 
 
+def test_a_checkpoint_that_was_repaired_is_not_set_aside(saved):
+    store = checkpoint.checkpoints(saved, CONFIG)
+    file = data_files(saved / "2")[0]
+    content = file.read_bytes()
+    file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="went back to checkpoint 1"):
+        store.restore(a_state())
+    file.write_bytes(content)
+    assert_same(store.restore(a_state()), a_state(step=2))
+    store.save(a_state(step=3))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"2", "3", "lock"}
+
+
 def test_half_of_a_removed_checkpoint_is_removed_by_the_next_save(saved, monkeypatch):
     """As where the process is killed between renaming the oldest and removing it."""
     rename = checkpoint._rename

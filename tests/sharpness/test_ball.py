@@ -264,3 +264,5 @@ def test_what_is_no_count_is_refused(value):
         sharpness.worst_sharpness(*ARGS, RHO, num_restarts=value)
     with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got"):
         sharpness.keskar_sharpness(*ARGS, num_steps=value)
+    with pytest.raises(ValueError, match="num_restarts must be an integer >= 1, got"):
+        sharpness.keskar_sharpness(*ARGS, num_restarts=value)

@@ -267,6 +267,8 @@ def test_what_is_no_key_is_refused(key):
     with pytest.raises(ValueError, match=message):
         sharpness.worst_sharpness(square, jnp.ones(3), None, 0.1, key=key)
     with pytest.raises(ValueError, match=message):
+        sharpness.keskar_sharpness(square, jnp.ones(3), None, key=key)
+    with pytest.raises(ValueError, match=message):
         sharpness.filter_normalized(key, jnp.ones((3, 2)))
 
 
