@@ -140,8 +140,8 @@ def sent(compiled: Any, size: int, layout: str) -> measuring.Measures:
     return row
 
 
-def measure() -> Iterator[tuple[str, measuring.Measures]]:
-    """Every recipe and its figures."""
+def measure(without: str = "") -> Iterator[tuple[str, measuring.Measures]]:
+    """Every recipe and its figures; ``without`` is a network of ``peaks``."""
     for name, make in METHODS.items():
         makers = MAKERS.get(name, {})
         compiled, state, size = program(make(BASE), 2, "data", **makers)
@@ -163,7 +163,7 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
     yield "SGD, scanned layers", scanned(BASE)
     apart = ov.train.apart()
     yield "SAM, scanned layers", scanned(RECIPES["SAM"](BASE), gradient=apart)
-    yield from peaks.measure()
+    yield from peaks.measure(without)
     yield from forms.measure()
 
 
@@ -187,8 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = measuring.parser("budgets", __doc__.splitlines()[0])
     parser.add_argument("--update", action="store_true", help=f"rewrite {PATH.name}")
     parser.add_argument("--json", action="store_true", help="print the figures alone")
+    parser.add_argument("--without", default="", help="with --json: a network of peaks")
     options = parser.parse_args(arguments)
-    new = {"environment": measuring.environment(), "rows": dict(measure())}
+    rows = dict(measure(options.without if options.json else ""))
+    new = {"environment": measuring.environment(), "rows": rows}
     if options.json:
         print(json.dumps(new))
         return 0

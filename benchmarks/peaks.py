@@ -30,8 +30,8 @@ LAGGED = {
 }
 
 
-def measure() -> Iterator[tuple[str, measuring.Measures]]:
-    """(row, figures) of every step."""
+def measure(without: str = "") -> Iterator[tuple[str, measuring.Measures]]:
+    """(row, figures) of every step, but for those of one network."""
     problems = {
         "transformer, width 128, 16 × 64": networks.transformer(128, 16, 64),
         "transformer, width 256, 2 × 32": networks.transformer(256, 2, 32),
@@ -39,6 +39,8 @@ def measure() -> Iterator[tuple[str, measuring.Measures]]:
         "MLP 512 × 8, batch 8": mlp(512, 8, 8),
     }
     for name, problem in problems.items():
+        if name == without:
+            continue
         lagged = RECIPES["lagged VaSSO"](BASE)
         yield f"{name}: SGD", in_a_loop(BASE, problem)
         yield f"{name}: lagged VaSSO", in_a_loop(lagged, problem)
