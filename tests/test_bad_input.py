@@ -289,7 +289,6 @@ WITH_STATE = {
     "carried_ema": carried_ema(0.4),
     "friendly_noise": ov.friendly_noise(1.0, 0.6),
     "the perturbation": ov.sam_perturb(0.1),
-    "collapse_guard": ov.ascent.collapse_guard(ASCENT, 1.0),
     "hold_rise": ov.ascent.hold_rise(ASCENT),
     "gsam_descent": ov.descent.gsam_descent(0.1),
     "weighted_descent": ov.descent.weighted_descent(0.1),

@@ -310,8 +310,9 @@ def in_a_child(moment):
 
 in_a_child(0)  # what the others find
 changes = in_a_child(0)
-for eighth in range(8):
-    in_a_child(1 + changes * eighth // 8)
+# From the first change to one of the last, when old files are removed.
+for seventh in range(8):
+    in_a_child(1 + int(0.95 * changes * seventh / 7))
 in_a_child(0)
 """
 
