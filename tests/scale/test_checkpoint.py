@@ -310,8 +310,9 @@ def in_a_child(moment):
 
 in_a_child(0)  # what the others find
 changes = in_a_child(0)
-# From the first change to one of the last, when old files are removed.
-for seventh in range(8):
+# From one of the last changes, when old files are removed, to the first: what a killed
+# process has left is removed by the next, which makes more changes.
+for seventh in range(7, -1, -1):
     in_a_child(1 + int(0.95 * changes * seventh / 7))
 in_a_child(0)
 """
@@ -323,7 +324,7 @@ def test_a_run_killed_at_any_moment_of_saving_goes_on(tmp_path):
     codes = [int(line.split()[1]) for line in out.splitlines()[1::2]]
     assert codes[2:10] == [-signal.SIGKILL] * 8, out + errors
     assert all(0 < code < 255 for code in (*codes[:2], codes[10])), out + errors
-    # Nothing saved is lost, and the last kills come after the new one is whole.
+    # Nothing saved is lost, and the first kill comes after the new one is whole.
     assert restored[:3] == [0, 1, 2]
     steps = [new - old for old, new in itertools.pairwise(restored)]
     assert set(steps) == {0, 1}
