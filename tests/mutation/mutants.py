@@ -346,10 +346,14 @@ class _Finder(ast.NodeVisitor):
         if name in {"where", "select"} and len(arguments) == 3:
             for branch in arguments[1:]:
                 self.add("one branch", node, b"(" + self.code(branch) + b")")
-        swaps = plain and name in SWAPPED | MAPS
-        if swaps and len(arguments) >= 2 + (name in MAPS):
-            if _last_name(arguments[0]) not in {"add", "multiply"}:  # they commute
-                self.swap(*arguments[-2:])
+        first = _last_name(arguments[0]) if arguments else ""
+        if (
+            plain
+            and name in SWAPPED | MAPS
+            and len(arguments) >= 2 + (name in MAPS)
+            and first not in {"add", "multiply"}  # they commute
+        ):
+            self.swap(*arguments[-2:])
         kept = name in NOT_DROPPED or name.startswith("check")
         if plain and not kept and (len(arguments) == 1 or name in {"map", *OF_FIRST}):
             which = arguments[name == "map"]
