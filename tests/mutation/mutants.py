@@ -182,6 +182,10 @@ class _Finder(ast.NodeVisitor):
     def visit_Assert(self, node): ...
     def visit_Global(self, node): ...
 
+    def visit_keyword(self, node):
+        if node.arg != "strict":  # it fails where something else is wrong
+            self.visit(node.value)
+
     def visit_Assign(self, node):
         names = [t.id for t in node.targets if isinstance(t, ast.Name)]
         # __all__, and names of types: Gate = Callable[...]
