@@ -453,7 +453,7 @@ def lagged_vasso(
       >>> print(params, eval_params(state, params))
       [2.7 3.6] [2.4 3.2]
     """
-    return lagged(optimizer, _perturbing(carried_ema(theta), mask, optimizer), rho=rho)
+    return _lagged_along(carried_ema(theta), optimizer, rho, mask)
 
 
 def momentum_sam(
@@ -506,7 +506,7 @@ def momentum_sam(
         return (1 - decay) / (1 - decay ** (step + 1).astype(decay.dtype))
 
     ascent = optax.chain(optax.scale(-1.0), carried_ema(theta))
-    return lagged(optimizer, _perturbing(ascent, mask, optimizer), rho=rho)
+    return _lagged_along(ascent, optimizer, rho, mask)
 
 
 def single_step_sam(
@@ -533,7 +533,18 @@ def single_step_sam(
       Efficient and Accurate Sparse Training
       <https://openreview.net/forum?id=MJgMMqMDu4>`_, 2024.
     """
-    return lagged(optimizer, _perturbing(optax.identity(), mask, optimizer), rho=rho)
+    return _lagged_along(optax.identity(), optimizer, rho, mask)
+
+
+def _lagged_along(
+    direction: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
+    rho: Hyperparameter,
+    mask: Mask | None,
+) -> optax.GradientTransformationExtraArgs:
+    """A lagged optimizer whose perturbation has a direction and a radius."""
+    checks.check_not_negative("rho", rho)  # without one lagged takes any length
+    return lagged(optimizer, _perturbing(direction, mask, optimizer), rho=rho)
 
 
 def _perturbing(

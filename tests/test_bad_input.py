@@ -49,8 +49,13 @@ HYPERPARAMETERS = {
             ov.asam_perturb,
             ov.fisher_perturb,
             lambda rho: ov.ascent.until(3, rho),
+            lambda rho: ov.lagged_vasso(optax.sgd(0.1), rho),
+            lambda rho: ov.momentum_sam(optax.sgd(0.1), rho),
+            lambda rho: ov.single_step_sam(optax.sgd(0.1), rho),
         )
-    ],
+    ]
+    # Where None means that the ascent has a length of its own.
+    + [make(ov.lagged, optax.sgd(0.1), ASCENT, rho=value) for value in (-0.1, NAN)],
     "rise": [make(ov.ascent.hold_rise, ASCENT, value) for value in (-0.1, NAN)],
     "share": [make(ov.train.split_batch, value) for value in (0, 1, NAN, None)],
     "lmbda": [

@@ -182,6 +182,10 @@ class _Finder(ast.NodeVisitor):
     def visit_Assert(self, node): ...
     def visit_Global(self, node): ...
 
+    def visit_keyword(self, node):
+        if node.arg != "strict":  # it fails where something else is wrong
+            self.visit(node.value)
+
     def visit_Assign(self, node):
         names = [t.id for t in node.targets if isinstance(t, ast.Name)]
         # __all__, and names of types: Gate = Callable[...]
@@ -346,10 +350,13 @@ class _Finder(ast.NodeVisitor):
         if name in {"where", "select"} and len(arguments) == 3:
             for branch in arguments[1:]:
                 self.add("one branch", node, b"(" + self.code(branch) + b")")
-        swaps = plain and name in SWAPPED | MAPS
-        enough = len(arguments) >= 2 + (name in MAPS)
-        # Sums and products commute.
-        if swaps and enough and _last_name(arguments[0]) not in {"add", "multiply"}:
+        first = _last_name(arguments[0]) if arguments else ""
+        if (
+            plain
+            and name in SWAPPED | MAPS
+            and len(arguments) >= 2 + (name in MAPS)
+            and first not in {"add", "multiply"}  # they commute
+        ):
             self.swap(*arguments[-2:])
         kept = name in NOT_DROPPED or name.startswith("check")
         if plain and not kept and (len(arguments) == 1 or name in {"map", *OF_FIRST}):
