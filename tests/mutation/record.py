@@ -1,7 +1,6 @@
 """Which test runs which line of the library, and how long it takes."""
 
 import ast
-import contextlib
 import functools
 import hashlib
 import json
@@ -99,13 +98,12 @@ def record(folder, file):
         measured = coverage.Coverage(config_file=str(settings))
         measured.start()
         times = Times()
-        with contextlib.suppress(SystemExit):
-            pytest.main([*arguments, file], plugins=[Contexts(measured), times])
+        code = pytest.main([*arguments, file], plugins=[Contexts(measured), times])
         measured.stop()
         measured.save()
         result = {"seconds": times.seconds, "failed": sorted(times.failed)}
         (work / "times.json").write_text(json.dumps(result))
-        return 0
+        return 0 if code in (0, 1) else int(code)
 
     if in_fork(run_tests(folder, [], coverage=watched), log, LONGEST) != 0:
         raise SystemExit(f"{file} does not run by itself, see {log}")

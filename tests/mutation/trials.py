@@ -214,7 +214,7 @@ def run_tests(folder, tests, until_one_fails=True, *, coverage=None):
         # `tests` is a package of the copy from here on.
         for name in [n for n in sys.modules if n == "tests" or n.startswith("tests.")]:
             del sys.modules[name]
-        arguments = ["-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        arguments = ["-q", "--tb=line", "-p", "no:cacheprovider"]
         # Of packages that are imported before pytest starts.
         arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         if coverage is not None:
