@@ -162,7 +162,11 @@ def estimate(units: list[tuple[str, str]], plan: Any) -> dict[tuple[str, str], f
     seconds: dict[tuple[str, str], float] = {}
     compiled = set()
     for task_name, method_name in units:
-        task, method = tasks.load(task_name), harness.methods.METHODS[method_name]
+        try:
+            task, method = tasks.load(task_name), harness.methods.METHODS[method_name]
+        except SystemExit:  # its data are not here, as running it will say
+            seconds[task_name, method_name] = 0.0
+            continue
         kind = task_name.partition("-")[0]
         work = harness.searches.work_of(task, method, plan)
         program = (task.network, task.gradient_noise > 0, method_name)
@@ -176,7 +180,11 @@ def estimate(units: list[tuple[str, str]], plan: Any) -> dict[tuple[str, str], f
 def measured_pace(options: Any, estimates: dict[tuple[str, str], float]) -> float:
     """Seconds per estimated second, from the units that are finished."""
     found = {unit: files.read_json(unit_path(options, *unit)) for unit in estimates}
-    paces = [u["unit_seconds"] / estimates[unit] for unit, u in found.items() if u]
+    paces = [
+        u["unit_seconds"] / estimates[unit]
+        for unit, u in found.items()
+        if u and estimates[unit]
+    ]
     return statistics.median(paces) if paces else 1.0
 
 
