@@ -244,7 +244,7 @@ def _scaled_dot(
         _, product = jax.lax.while_loop(
             lambda carry: carry[0],
             lambda carry: (jnp.zeros_like(carry[0]), in_one_pass()),
-            ((factor_a != 1) | (factor_b != 1), dot(a, b)),
+            ((factor_a > 0) & (factor_b > 0), 0 * factor_a * factor_b),
         )
         return product
 
@@ -331,9 +331,6 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
         factor: jax.Array | None = None, *, is_known: bool = False
     ) -> jax.Array:
         def of_leaf(leaf: jax.Array) -> jax.Array:
-            leaf = widen(leaf, dtype)
-            if factor is not None:
-                leaf = leaf * factor
             parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
             if is_known:
                 # XLA would move the factor out of the square, where both overflow.
@@ -341,33 +338,45 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
             first, *rest = (part * part for part in parts)
             return jnp.sum(sum(rest, first))
 
-        return _over_leaves(jnp.sum, of_leaf, tree)
+        scaled = widen_tree(tree) if factor is None else _scaled(tree, factor)
+        return _over_leaves(jnp.sum, of_leaf, scaled)
 
-    total = square_sum()
-    is_large = total > float(info.max)
-    again = is_large | (total < smallest)
-    factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
+    def judged(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether a sum of squares is out of range, and whether it is too large."""
+        is_large = total > float(info.max)
+        return is_large | (total < smallest), is_large
 
-    def in_a_loop(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
-        beside, _, total = jax.lax.while_loop(
-            lambda carry: carry[1],
-            lambda carry: (
-                # What a loop leaves as it is does not pass through it, in JAX.
-                jax.lax.optimization_barrier(carry[0]),
-                # Like the predicate, and not just False: under shard_map it may vary.
-                jnp.zeros_like(carry[1]),
-                square_sum(factor),
-            ),
-            (beside, again, total),
+    def in_a_loop(beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
+        def one_pass(carry: Any) -> Any:
+            beside, factor, _, _ = carry
+            total = square_sum(factor)
+            again, is_large = judged(total)
+            again &= factor == 1
+            other = jnp.where(is_large, one * down, one * up)
+            # What a loop leaves as it is does not pass through it, in JAX.
+            beside = jax.lax.optimization_barrier(beside)
+            return beside, jnp.where(again, other, factor), total, again
+
+        from optax_vasso._internal import mapped
+
+        start = mapped.vary((one, one, one == 1), mapped.varying_axes(tree))
+        beside, factor, total, _ = jax.lax.while_loop(
+            lambda carry: carry[-1], one_pass, (beside, *start)
         )
-        return beside, total
+        return total, factor, beside
 
-    def in_one_pass(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
+    def in_one_pass(beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
+        total = square_sum()
+        again, is_large = judged(total)
         less, more = (square_sum(f * one, is_known=True) for f in (down, up))
         scaled = jnp.where(is_large, less, more)
-        return jax.lax.optimization_barrier((beside, jnp.where(again, scaled, total)))
+        factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
+        total = jnp.where(again, scaled, total)
+        return total, *jax.lax.optimization_barrier((factor, beside))
 
-    beside, total = _without_waiting(in_one_pass, in_a_loop, beside, total)
+    total, factor, beside = jax.lax.platform_dependent(
+        beside, cpu=in_a_loop, default=in_one_pass
+    )
     return jnp.sqrt(total), factor, beside
 
 
@@ -403,7 +412,12 @@ def _unit(
 
 
 def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf * factor, widen_tree(tree))
+    leaves, structure = jax.tree.flatten(widen_tree(tree))
+    # A factor of its own for each leaf: what XLA sees that all of them share, it stores,
+    # at the size of a leaf.
+    factors = jax.lax.optimization_barrier([factor] * len(leaves))
+    scaled = [leaf * own for leaf, own in zip(leaves, factors, strict=True)]
+    return structure.unflatten(scaled)
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:
