@@ -244,7 +244,7 @@ def _scaled_dot(
         _, product = jax.lax.while_loop(
             lambda carry: carry[0],
             lambda carry: (jnp.zeros_like(carry[0]), in_one_pass()),
-            ((factor_a > 0) & (factor_b > 0), 0 * factor_a * factor_b),
+            ((factor_a != 1) | (factor_b != 1), dot(a, b)),
         )
         return product
 
@@ -341,42 +341,31 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
         scaled = widen_tree(tree) if factor is None else _scaled(tree, factor)
         return _over_leaves(jnp.sum, of_leaf, scaled)
 
-    def judged(total: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Whether a sum of squares is out of range, and whether it is too large."""
-        is_large = total > float(info.max)
-        return is_large | (total < smallest), is_large
+    total = square_sum()
+    is_large = total > float(info.max)
+    again = is_large | (total < smallest)
+    factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
 
-    def in_a_loop(beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-        def one_pass(carry: Any) -> Any:
-            beside, factor, _, _ = carry
-            total = square_sum(factor)
-            again, is_large = judged(total)
-            again &= factor == 1
-            other = jnp.where(is_large, one * down, one * up)
-            # What a loop leaves as it is does not pass through it, in JAX.
-            beside = jax.lax.optimization_barrier(beside)
-            return beside, jnp.where(again, other, factor), total, again
-
-        from optax_vasso._internal import mapped
-
-        start = mapped.vary((one, one, one == 1), mapped.varying_axes(tree))
-        beside, factor, total, _ = jax.lax.while_loop(
-            lambda carry: carry[-1], one_pass, (beside, *start)
+    def in_a_loop(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
+        beside, _, total = jax.lax.while_loop(
+            lambda carry: carry[1],
+            lambda carry: (
+                # What a loop leaves as it is does not pass through it, in JAX.
+                jax.lax.optimization_barrier(carry[0]),
+                # Like the predicate, and not just False: under shard_map it may vary.
+                jnp.zeros_like(carry[1]),
+                square_sum(factor),
+            ),
+            (beside, again, total),
         )
-        return total, factor, beside
+        return beside, total
 
-    def in_one_pass(beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-        total = square_sum()
-        again, is_large = judged(total)
+    def in_one_pass(beside: PyTree, total: jax.Array) -> tuple[PyTree, jax.Array]:
         less, more = (square_sum(f * one, is_known=True) for f in (down, up))
         scaled = jnp.where(is_large, less, more)
-        factor = jnp.where(again, jnp.where(is_large, one * down, one * up), one)
-        total = jnp.where(again, scaled, total)
-        return total, *jax.lax.optimization_barrier((factor, beside))
+        return jax.lax.optimization_barrier((beside, jnp.where(again, scaled, total)))
 
-    total, factor, beside = jax.lax.platform_dependent(
-        beside, cpu=in_a_loop, default=in_one_pass
-    )
+    beside, total = _without_waiting(in_one_pass, in_a_loop, beside, total)
     return jnp.sqrt(total), factor, beside
 
 
