@@ -51,6 +51,8 @@ def measure(without: str = "") -> Iterator[tuple[str, measuring.Measures]]:
         yield f"{method}, 512 × 8, plainly", counted(*plain(last), last)
     vasso = RECIPES["VaSSO"](BASE)
     yield "VaSSO, 512 × 8", in_a_loop(vasso, last)
+    tracked = RECIPES["VaSSO"](optax.chain(ov.metrics.track(), BASE))
+    yield "VaSSO with track(), 512 × 8", in_a_loop(tracked, last)
     skipping = ov.wrappers.skip_nonfinite(vasso)
     yield "skip_nonfinite(VaSSO), 512 × 8", in_a_loop(skipping, last)
 

@@ -331,9 +331,6 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
         factor: jax.Array | None = None, *, is_known: bool = False
     ) -> jax.Array:
         def of_leaf(leaf: jax.Array) -> jax.Array:
-            leaf = widen(leaf, dtype)
-            if factor is not None:
-                leaf = leaf * factor
             parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
             if is_known:
                 # XLA would move the factor out of the square, where both overflow.
@@ -341,7 +338,8 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
             first, *rest = (part * part for part in parts)
             return jnp.sum(sum(rest, first))
 
-        return _over_leaves(jnp.sum, of_leaf, tree)
+        scaled = widen_tree(tree) if factor is None else _scaled(tree, factor)
+        return _over_leaves(jnp.sum, of_leaf, scaled)
 
     total = square_sum()
     is_large = total > float(info.max)
@@ -403,7 +401,12 @@ def _unit(
 
 
 def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf * factor, widen_tree(tree))
+    leaves, structure = jax.tree.flatten(widen_tree(tree))
+    # A factor of its own for each leaf: what XLA sees that all of them share, it stores,
+    # at the size of a leaf.
+    factors = jax.lax.optimization_barrier([factor] * len(leaves))
+    scaled = [leaf * own for leaf, own in zip(leaves, factors, strict=True)]
+    return structure.unflatten(scaled)
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:

@@ -5,8 +5,6 @@ matfree 0.6.3). matfree divides by the length of the next vector whatever that i
 where the Krylov space is complete before the last product, it goes on with normalized
 rounding. Of a matrix of rank 20 with the eigenvalues 1 to 20 it finds 1301, 840 and 547
 after 40 products in float32, of three times the identity 33, 10 and 4, and of zero NaN.
-Ten steps of a transformer of 0.86 M parameters cost 1.06 times the processor time of
-ten products and 1.12 times their memory here, 1.14 and 1.25 times there.
 
 References:
   Lanczos, `An iteration method for the solution of the eigenvalue problem

@@ -135,10 +135,10 @@ def test_what_a_lagged_step_holds_beside_its_base(rows, network):
 
 
 @pytest.mark.parametrize(
-    ("method", "copies"), [("GSAM", 0.25), ("LookSAM, k = 5", 1.01)]
+    ("method", "copies"), [("GSAM", 0.01), ("LookSAM, k = 5", 1.01)]
 )
 def test_what_a_method_holds_beside_the_same_in_plain_lines(rows, method, copies):
-    """Of GSAM two leaves of eight, for a second pass where the first overflows."""
+    """LookSAM's stored direction is not renewed in the branch of the ascent."""
     ours, plain = (rows[f"{method}, 512 × 8{how}"]["peak"] for how in ("", ", plainly"))
     assert ours - plain <= copies
 
