@@ -401,12 +401,10 @@ def _unit(
 
 
 def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
-    leaves, structure = jax.tree.flatten(widen_tree(tree))
-    # A factor of its own for each leaf: what XLA sees that all of them share, it stores,
+    # A factor of its own for each leaf: what XLA sees that leaves share, it stores, and
     # at the size of a leaf.
-    factors = jax.lax.optimization_barrier([factor] * len(leaves))
-    scaled = [leaf * own for leaf, own in zip(leaves, factors, strict=True)]
-    return structure.unflatten(scaled)
+    factors = jax.lax.optimization_barrier(jax.tree.map(lambda _: factor, tree))
+    return jax.tree.map(jnp.multiply, widen_tree(tree), factors)
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:

@@ -6,15 +6,8 @@
 from __future__ import annotations
 
 from optax_vasso.train.averages import average_over, synchronized
-from optax_vasso.train.batches import (
-    Inputs,
-    functional,
-    microbatched,
-    on_batch,
-    part_of_batch,
-    perturbed,
-    whole_batch,
-)
+from optax_vasso.train.batches import microbatched, on_batch, part_of_batch
+from optax_vasso.train.gradients import Inputs, functional, perturbed, whole_batch
 from optax_vasso.train.local import init_local_state, make_local_train_step
 from optax_vasso.train.mesh import fsdp_specs, shard_batch, shard_state, state_shardings
 from optax_vasso.train.scanned import apart

@@ -13,7 +13,7 @@ import optax
 from optax_vasso._internal import mapped
 from optax_vasso._internal.checks import check_state, check_transformation
 from optax_vasso._internal.mapped import AxisName
-from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
+from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 PyTree = Any

@@ -19,7 +19,8 @@ from optax_vasso.train.averages import (
     local_gradient,
     mean_of_floats,
 )
-from optax_vasso.train.batches import GradientMaker, check_examples, whole_batch
+from optax_vasso.train.batches import check_examples
+from optax_vasso.train.gradients import GradientMaker, whole_batch
 from optax_vasso.train.losses import as_canonical
 from optax_vasso.train.mesh import check_mesh_axis
 from optax_vasso.train.step import (

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_vasso._internal import mapped
-from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
+from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
 

@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_vasso.train.batches import (
-    GradientMaker,
-    exact_share,
-    on_chosen,
-    take_of_groups,
-    whole_batch,
-)
+from optax_vasso.train.batches import exact_share, on_chosen, take_of_groups
+from optax_vasso.train.gradients import GradientMaker, whole_batch
 
 PyTree = Any
 

@@ -14,7 +14,7 @@ from optax_vasso._internal import mapped, numerics, trees
 from optax_vasso._internal.checks import check_params, check_transformation, is_key
 from optax_vasso._internal.extra_args import passing
 from optax_vasso.steps.two_gradients import SharpnessAwareState
-from optax_vasso.train.batches import GradientFn, GradientMaker, Inputs, whole_batch
+from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn, as_canonical
 from optax_vasso.wrappers import SkipState
 
