@@ -1,12 +1,10 @@
-"""A run that may be killed at any time and goes on from its last checkpoint.
+"""A run that may be killed at any time and continues from its last checkpoint.
 
     python examples/checkpoint_resume.py --steps 300
-    python examples/checkpoint_resume.py --steps 600   # goes on from step 300
+    python examples/checkpoint_resume.py --steps 600   # continues from step 300
 
-The train state is saved every 100 steps, and when Ctrl-C or SIGTERM ends the run. A
-batch depends on the seed and the step alone, so a run that was interrupted ends
-bit-identical to one that was not. A checkpoint of a run with another configuration is
-refused.
+A batch depends on the seed and the step alone, so an interrupted run ends bit-identical
+to an uninterrupted one.
 """
 
 import argparse
@@ -49,15 +47,12 @@ def loss_fn(params, batch):
 
 @jax.jit
 def accuracy(params, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(predict(params, images), axis=-1) == labels)
 
 
 def train(steps, seed, directory, images, labels):
-    """The train state after a number of steps, some of which an earlier run has done.
-
-    Returns it with the number of steps that were done here.
-    """
+    """The train state after all steps, and how many of them this run took."""
     base = optax.sgd(LEARNING_RATE, momentum=0.9)
     optimizer = ov.vasso(base, rho=RHO, theta=0.4)
     train_step = ov.make_train_step(loss_fn, optimizer)
@@ -68,7 +63,7 @@ def train(steps, seed, directory, images, labels):
         contextlib.closing(checkpoints(directory, config)) as saved,
         ov.train.stop_signals() as stop,
     ):
-        state = saved.restore(state)  # or as it is, if nothing was saved yet
+        state = saved.restore(state)  # unchanged if nothing was saved
         first = int(state.step)
         for step in range(first, steps):
             rng = np.random.default_rng((seed, step))
@@ -79,12 +74,12 @@ def train(steps, seed, directory, images, labels):
             if stopped or (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 saved.save(state)
             if stopped:
-                break  # The signal takes effect when the block ends.
+                break  # the signal takes effect at the end of the block
     return state, int(state.step) - first
 
 
 def main(argv=None):
-    """Train from the last checkpoint on, and print the accuracies."""
+    """Train from the last checkpoint, and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300, help="in all runs together")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,9 +2,7 @@
 
     python examples/equinox_model.py --steps 500
 
-The module is split into its arrays, which are trained, and all the rest, such as
-activation functions. Both gradients of a step use the same keys, so the same dropout
-masks.
+Both gradients of a step use the same keys, and so the same dropout masks.
 """
 
 import argparse
@@ -41,7 +39,7 @@ class Network(eqx.Module):
 
 @eqx.filter_jit
 def accuracy(network, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     logits = jax.vmap(network)(images)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 

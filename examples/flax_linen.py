@@ -2,9 +2,8 @@
 
     python examples/flax_linen.py --steps 500
 
-Both gradients of a step are of the same function: the same batch, the same dropout
-mask. The batch statistics are updated once per step, by the first of them; the pass at
-the perturbed parameters computes its own and they are thrown away.
+Both gradients of a step use the same dropout mask. Only the first updates the batch
+statistics.
 """
 
 import argparse
@@ -35,7 +34,7 @@ class Network(nn.Module):
 
 
 class TrainState(train_state.TrainState):
-    """Flax's train state with batch statistics and the random key of the dropout."""
+    """Flax's train state with batch statistics and a random key."""
 
     batch_stats: Any
     key: jax.Array
@@ -60,7 +59,7 @@ def train_step(state, images, labels):
     def grad_fn(params):
         return jax.grad(loss_fn, has_aux=True)(params)[0]
 
-    # state.apply_gradients takes no grad_fn, so its three lines are written out.
+    # In place of state.apply_gradients, which takes no grad_fn.
     grads, batch_stats = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(
         grads, state.opt_state, state.params, grad_fn=grad_fn
@@ -75,7 +74,7 @@ def train_step(state, images, labels):
 
 @jax.jit
 def accuracy(state, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = state.apply_fn(variables, images, train=False)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

@@ -2,9 +2,8 @@
 
     python examples/flax_nnx.py --steps 500
 
-The second gradient is taken on a copy of the network as it was before the step, with
-the perturbed parameters in it. Both gradients then see the same dropout mask, and what
-the second pass does to batch statistics and random streams is lost with the copy.
+The second gradient is that of a copy, made before the step: it has the same dropout
+mask, and its updates of batch statistics and random streams are discarded.
 """
 
 import argparse
@@ -45,8 +44,7 @@ def loss_fn(network, images, labels):
 def train_step(network, optimizer, images, labels):
     """One step of training, in place."""
     graph, _, rest = nnx.split(network, nnx.Param, ...)
-    # Arrays in place of variables: the first pass updates the variables, and merging
-    # the arrays makes new ones.
+    # As arrays, since the first pass updates variables.
     rest = nnx.to_pure_dict(rest)
 
     def grad_fn(perturbed):
@@ -59,7 +57,7 @@ def train_step(network, optimizer, images, labels):
 
 @nnx.jit
 def accuracy(network, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(network(images), axis=-1) == labels)
 
 

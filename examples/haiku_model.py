@@ -1,10 +1,9 @@
-"""eVASSO on a Haiku network with ``make_train_step``, which compiles the whole step.
+"""eVASSO on a Haiku network with ``make_train_step``.
 
     python examples/haiku_model.py --steps 500
 
-The step takes care of batch statistics (updated once per step) and of random keys (the
-same dropout mask for both gradients). eVASSO takes the second gradient on a random 30%
-of the steps, and the metrics say on which.
+eVASSO takes a second gradient on a random 30 % of the steps. It has the same dropout
+mask as the first and does not update the batch statistics.
 """
 
 import argparse
@@ -34,10 +33,7 @@ def network(images, is_training):
 
 
 def loss_fn(params, batch, model_state, key):
-    """The mean cross-entropy and the new batch statistics.
-
-    ``make_train_step`` passes ``model_state`` and ``key`` because they are named here.
-    """
+    """The mean cross-entropy and the new batch statistics."""
     logits, model_state = network.apply(
         params, model_state, key, batch["images"], is_training=True
     )
@@ -47,7 +43,7 @@ def loss_fn(params, batch, model_state, key):
 
 @jax.jit
 def accuracy(params, model_state, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     logits, _ = network.apply(params, model_state, None, images, is_training=False)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 

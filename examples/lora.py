@@ -1,11 +1,10 @@
-"""Lagged VaSSO on the LoRA adapters of a Flax NNX network whose weights are frozen.
+"""Lagged VaSSO on the LoRA adapters of a Flax NNX network.
 
     python examples/lora.py --steps 500
 
-A network that reads digits is fine-tuned to read them in a mirror, through its
-adapters alone: frozen weights are neither differentiated nor perturbed, and the
-optimizer keeps nothing for them. The trained adapters are at the perturbed point, so
-those of ``eval_params`` are merged into the weights before the test.
+A network that reads digits learns to read them mirrored. Frozen weights are neither
+differentiated nor perturbed. During training the adapters are perturbed, so those of
+``eval_params`` are merged into the weights for the test.
 """
 
 import argparse
@@ -27,7 +26,7 @@ class Network(nnx.Module):
     """A perceptron: 64 pixels, 256 hidden units, 10 classes; adapters of rank 4."""
 
     def __init__(self, rngs):
-        """Make the layers; the adapters add nothing yet."""
+        """Make the layers."""
         self.hidden = nnx.LoRALinear(64, 256, lora_rank=4, rngs=rngs)
         self.out = nnx.LoRALinear(256, 10, lora_rank=4, rngs=rngs)
 
@@ -44,7 +43,7 @@ def loss_fn(network, images, labels):
 
 @nnx.jit(static_argnames="trained")
 def train_step(network, optimizer, images, labels, trained):
-    """One step of training in place, of the parameters that a filter chooses."""
+    """One step of training, in place."""
     grads = nnx.grad(loss_fn, argnums=nnx.DiffState(0, trained))(
         network, images, labels
     )
@@ -60,7 +59,7 @@ def train(network, optimizer, images, labels, trained, steps, seed):
 
 
 def merged(network, optimizer):
-    """A copy to export: the clean adapters are in the weights, and none beside them."""
+    """A copy to export, with the clean adapters added to the weights."""
     copy = nnx.clone(network)
     adapters = nnx.state(network, nnx.LoRAParam)
     nnx.update(copy, ov.eval_params(optimizer.opt_state, adapters))
@@ -72,7 +71,7 @@ def merged(network, optimizer):
 
 @nnx.jit
 def accuracy(network, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(network(images), axis=-1) == labels)
 
 
@@ -82,7 +81,7 @@ def size(tree):
 
 
 def main(argv=None):
-    """Train, and print what the optimizer keeps and the accuracies."""
+    """Train, and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,10 +2,8 @@
 
     python examples/measure_flatness.py --steps 500
 
-Three figures for each network, the smaller the flatter: the largest eigenvalue of the
-Hessian (curvature along the sharpest direction), its trace (curvature summed over all
-directions), and how far the loss rises within a radius of 0.1 along its gradient. The
-loss itself stands beside them: a smaller loss is a flatter one as well.
+Prints the largest eigenvalue of the Hessian, its trace, and the rise of the loss at a
+distance of 0.1 along its gradient, all smaller at a flatter minimum.
 """
 
 import argparse
@@ -44,7 +42,7 @@ def loss_fn(params, batch):
 
 @jax.jit
 def accuracy(params, batch):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     logits = predict(params, batch["images"])
     return jnp.mean(jnp.argmax(logits, axis=-1) == batch["labels"])
 

@@ -2,8 +2,7 @@
 
     python examples/one_gradient.py --steps 500
 
-The training loop is the one for ``optax.sgd``, unchanged. The parameters in it are
-perturbed, so one line is different after it: what is evaluated, exported and kept is
+The loop is that for ``optax.sgd``. Its parameters are perturbed: evaluate and export
 ``eval_params(opt_state, params)``.
 """
 
@@ -42,12 +41,12 @@ def loss_fn(params, images, labels):
 
 @jax.jit
 def accuracy(params, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(predict(params, images), axis=-1) == labels)
 
 
 def main(argv=None):
-    """Train, and print the accuracies of the parameters without the perturbation."""
+    """Train, and print the accuracies of the clean parameters."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,8 +2,8 @@
 
     python examples/optax_loop.py --steps 500
 
-One argument is new compared with a loop for ``optax.adamw``: ``grad_fn``, with which
-VaSSO takes a second gradient of the same batch, at the perturbed parameters.
+Unlike a loop for ``optax.adamw``, it passes ``grad_fn``, with which VaSSO takes a
+second gradient of the same batch.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def loss_fn(params, images, labels):
 
 @jax.jit
 def accuracy(params, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(predict(params, images), axis=-1) == labels)
 
 
@@ -68,8 +68,7 @@ def main(argv=None):
         images, labels, random_state=0
     )
 
-    # Weight decay, clipping and schedules go into the base optimizer. It is applied at
-    # the parameters themselves, with the gradient from the perturbed ones.
+    # Weight decay, clipping and schedules go into the base optimizer.
     learning_rate = optax.cosine_decay_schedule(3e-3, arguments.steps)
     base = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, weight_decay=1e-3)
@@ -92,7 +91,6 @@ def main(argv=None):
     for _ in range(arguments.steps):
         rows = rng.choice(len(images), 64, replace=False)
         params, opt_state = train_step(params, opt_state, images[rows], labels[rows])
-        # Always 2 here; 1 on the steps on which a gate is closed.
         gradients += 1 + int(opt_state.report.metrics["ascended"])
 
     print(f"{arguments.steps} steps, {gradients} gradients")

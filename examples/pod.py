@@ -1,14 +1,12 @@
-"""Training on all devices of a machine or of a pod, the train state sharded over them.
+"""Training on all devices of a machine or a pod, with a sharded train state.
 
     JAX_NUM_CPU_DEVICES=8 python examples/pod.py       # eight devices of this CPU
     python examples/pod.py                             # all GPUs of this machine
     python examples/pod.py --pod --directory /shared/pod    # on every host of a pod
 
-Parameters and optimizer state are divided over all devices (fully sharded data
-parallelism; with ``--model 2`` tensor parallelism besides), and every process reads its
-own part of a batch. Norms are those of the whole tree: up to rounding, the result does
-not depend on the devices. A job that was killed goes on from its last checkpoint, on
-any number of devices.
+The state is fully sharded, with ``--model 2`` also tensor parallel, and every process
+reads its own part of a batch. A killed job continues from its last checkpoint, on any
+number of devices.
 """
 
 import argparse
@@ -52,19 +50,19 @@ def loss_fn(params, batch):
 
 @jax.jit
 def accuracy(params, images, labels):
-    """The share of images that are classified correctly."""
+    """The share of correct answers."""
     return jnp.mean(jnp.argmax(predict(params, images), axis=-1) == labels)
 
 
 def own_rows(seed, step, size):
-    """Which examples of a batch this process reads; a restart finds the same."""
+    """The examples of a batch that this process reads."""
     rows = np.random.default_rng((seed, step)).choice(size, BATCH, replace=False)
     return rows[jax.process_index() :: jax.process_count()]
 
 
 def train(steps, seed, directory, images, labels, model=1):
-    """The train state after a number of steps, those before a restart included."""
-    shape = np.reshape(jax.devices(), (-1, model)).shape  # or it does not divide them
+    """The train state after all steps."""
+    shape = np.reshape(jax.devices(), (-1, model)).shape  # raises if not divisible
     mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     optimizer = ov.vasso(optax.sgd(0.1, momentum=0.9), rho=0.1, theta=0.4)
     params = init_params(jax.random.key(seed))
