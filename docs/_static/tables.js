@@ -27,7 +27,13 @@ function fitTables() {
       });
   }
 }
+// A short word of code, such as an option, does not break after its hyphens.
+function joinCode() {
+  for (const word of document.querySelectorAll("article code .pre"))
+    if (word.textContent.length < 32) word.style.whiteSpace = "nowrap";
+}
 document.addEventListener("DOMContentLoaded", () => {
+  joinCode();
   joinNumbers();
   fitTables();
   addEventListener("resize", fitTables);

@@ -27,8 +27,8 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
     Call ``jax.distributed.initialize`` first, because it handles SIGTERM from then on.
 
     Yields:
-      stop: (step) -> bool, whether to save and leave the loop. Ask once after each
-        step, in every process, with a number that grows by one.
+      A function (step) -> bool, which says whether to save and leave the loop. Call it
+      once after each step, in every process, with a number that grows by one.
 
     Raises:
       ValueError: outside the main thread, where Python handles no signals.
