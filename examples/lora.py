@@ -2,9 +2,8 @@
 
     python examples/lora.py --steps 500
 
-A network that reads digits learns to read them mirrored. Frozen weights are neither
-differentiated nor perturbed. During training the adapters are perturbed, so those of
-``eval_params`` are merged into the weights for the test.
+A network that reads digits learns to read them mirrored. Only the adapters are
+perturbed; those of ``eval_params`` are merged into the weights for the test.
 """
 
 import argparse
