@@ -20,7 +20,16 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import optax_vasso
-from optax_vasso import ascent, descent, gate, metrics, sharpness, train, wrappers
+from optax_vasso import (
+    ascent,
+    descent,
+    factors,
+    gate,
+    metrics,
+    sharpness,
+    train,
+    wrappers,
+)
 from optax_vasso.sharpness import plot
 
 logger = logging.getLogger(__name__)
@@ -132,6 +141,7 @@ def linked_names() -> dict[str, str]:
         gate,
         ascent,
         descent,
+        factors,
         metrics,
         sharpness,
         train,
