@@ -235,9 +235,9 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
     """Reuse the part of the perturbed gradient that changes slowly: LookSAM.
 
     On a step that ascended, pass g_p on and store v = g_p − ⟨g_p, ĝ_c⟩ ĝ_c. On any
-    other, pass on g_c + α (‖g_c‖/‖v‖) v, or g_c itself if v is so short that rounding
-    alone may have left it, as with a radius of zero. It is made for the gate
-    :func:`optax_vasso.gate.every`.
+    other, pass on g_c + α (‖g_c‖/‖v‖) v. If v is so short that rounding alone may have
+    left it, as with a radius of zero, it is zero, and g_c is passed on. It is made for
+    the gate :func:`optax_vasso.gate.every`.
 
     Args:
       alpha: weight of the stored component, >= 0: a number, a schedule of the step, or
@@ -281,14 +281,17 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         length = weight * norm
 
         def renew() -> tuple[PyTree, PyTree]:
-            orthogonal = numerics.without(updates, clean_grads, overlap)
+            rest = numerics.without(updates, clean_grads, overlap)
+            # With a radius of zero rounding alone is left, which has no direction.
+            is_more = numerics.norm(rest) > _rounding(updates) * norm
+            orthogonal = numerics.map_updates(
+                lambda leaf: jnp.where(is_more, leaf, 0), rest
+            )
             return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
-            # With a radius of zero rounding alone is left, which has no direction.
-            unit, stored, _ = numerics.normalize_beside(state.orthogonal, ())
-            reused = jnp.where(stored > _rounding(updates) * norm, length, 0)
-            direction = numerics.add_scaled(clean_grads, reused, unit)
+            unit = numerics.normalize(state.orthogonal)
+            direction = numerics.add_scaled(clean_grads, length, unit)
             return numerics.cast_like(direction, updates), state.orthogonal
 
         direction, orthogonal = mapped.cond(ascended, renew, reuse)

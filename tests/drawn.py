@@ -54,6 +54,8 @@ TREES["mixed"] = tree("float32", "bfloat16", "complex64", "float16")
 # Relative accuracy of what is rounded to the dtypes of a tree.
 ROUNDING = {"float32": 1e-5, "complex64": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 ROUNDING["mixed"] = ROUNDING["bfloat16"]
+# And the absolute one, of numbers below the range of float16.
+STEP = {"float16": 1e-6, "mixed": 1e-6}
 
 
 def on_trees(names, always=()):
@@ -218,7 +220,7 @@ def assert_close(actual, expected, on, times=1.0):
     for a, e in pairs:
         # Not NumPy's assertions, which take longer than the training.
         apart = np.max(abs(a - e), initial=0.0)
-        assert apart <= times * ROUNDING[on] * largest, (a, e)
+        assert apart <= times * (ROUNDING[on] * largest + STEP.get(on, 0)), (a, e)
 
 
 def assert_same(actual, expected):
