@@ -47,10 +47,13 @@ class LookSamState(NamedTuple):
       step: calls so far, an int32 scalar.
       orthogonal: the component of the last perturbed gradient that is orthogonal to
         the clean one; like the parameters, and zero before the first ascent.
+      rounding: the largest norm of it that rounding alone may have left, a float32
+        (under x64 float64) scalar.
     """
 
     step: jax.Array
     orthogonal: PyTree
+    rounding: jax.Array
 
 
 class DecoupledState(NamedTuple):
@@ -235,9 +238,9 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
     """Reuse the part of the perturbed gradient that changes slowly: LookSAM.
 
     On a step that ascended, pass g_p on and store v = g_p − ⟨g_p, ĝ_c⟩ ĝ_c. On any
-    other, pass on g_c + α (‖g_c‖/‖v‖) v. If v is so short that rounding alone may have
-    left it, as with a radius of zero, it is zero, and g_c is passed on. It is made for
-    the gate :func:`optax_vasso.gate.every`.
+    other, pass on g_c + α (‖g_c‖/‖v‖) v, or g_c itself if v is so short that rounding
+    alone may have left it, as with a radius of zero. It is made for the gate
+    :func:`optax_vasso.gate.every`.
 
     Args:
       alpha: weight of the stored component, >= 0: a number, a schedule of the step, or
@@ -258,7 +261,10 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
 
     def init_fn(params: PyTree) -> LookSamState:
         checks.check_leaves(params)
-        return LookSamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+        rounding = mapped.vary(numerics.state_scalar(), mapped.varying_axes(params))
+        return LookSamState(
+            jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), rounding
+        )
 
     def update_fn(
         updates: PyTree,
@@ -281,21 +287,24 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         length = weight * norm
 
         def renew() -> tuple[PyTree, PyTree]:
-            rest = numerics.without(updates, clean_grads, overlap)
-            # With a radius of zero rounding alone is left, which has no direction.
-            is_more = numerics.norm(rest) > _rounding(updates) * norm
-            orthogonal = numerics.map_updates(
-                lambda leaf: jnp.where(is_more, leaf, 0), rest
-            )
+            orthogonal = numerics.without(updates, clean_grads, overlap)
             return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
-            unit = numerics.normalize(state.orthogonal)
-            direction = numerics.add_scaled(clean_grads, length, unit)
+            unit, stored, _ = numerics.normalize_beside(state.orthogonal, ())
+            reused = jnp.where(stored > state.rounding, length, 0)
+            direction = numerics.add_scaled(clean_grads, reused, unit)
             return numerics.cast_like(direction, updates), state.orthogonal
 
         direction, orthogonal = mapped.cond(ascended, renew, reuse)
-        return direction, LookSamState(optax.safe_increment(state.step), orthogonal)
+        # Of the gradients that it is left of, however small or large later ones are.
+        left = (_rounding(updates) * norm).astype(state.rounding.dtype)
+        rounding = jnp.where(ascended, left, state.rounding)
+        return direction, LookSamState(
+            optax.safe_increment(state.step),
+            orthogonal,
+            mapped.vary_like(rounding, state.rounding),
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

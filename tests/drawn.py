@@ -224,9 +224,9 @@ def assert_close(actual, expected, on, times=1.0):
 
 
 def assert_same(actual, expected):
-    """Equal to the bit, but for the sign of zero."""
+    """Equal to the bit, but for the sign of zero; what is no number is equal, too."""
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.array_equal(wide(a), wide(e)), (a, e)
+        assert np.array_equal(wide(a), wide(e), equal_nan=True), (a, e)
 
 
 def assert_finite(tree):
