@@ -29,6 +29,8 @@ from experiments.harness.command_line import positive_integer, some_of
 PyTree = Any
 Point = tuple[str, str, float, measuring.Measures]  # axis, series, size, measures
 FITTED = ("milliseconds", "compile_s", "instructions", "temporary_bytes", "peak_bytes")
+# What a lagged step is compared with: its base, with a norm of the gradients.
+CLIPPED = "SGD, clipped"
 COMPARED = ("SGD", "SAM", "VaSSO", "lagged VaSSO", "optax.contrib.sam, opaque")
 
 
@@ -67,6 +69,11 @@ def timed(
         | {"milliseconds": [1e3 * q for q in measuring.quartiles(seconds[name])]}
         for name, (_, counted) in programs.items()
     }
+
+
+def clipped(base: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The base optimizer behind a clipping by the global norm."""
+    return optax.chain(optax.clip_by_global_norm(1.0), base)
 
 
 def step_of(
@@ -112,7 +119,8 @@ def blocks(smoke: bool, most: int, rounds: int) -> Iterator[Point]:
     """Steps of a transformer of width 64 with more and more blocks."""
     for count in (1, 2) if smoke else (1, 4, 12, 24):
         problem = networks.transformer(8 if smoke else 64, 2, 32, count)
-        programs = {name: step_of(problem, ALL[name]) for name in COMPARED}
+        makers = {name: ALL[name] for name in COMPARED} | {CLIPPED: clipped}
+        programs = {name: step_of(problem, make) for name, make in makers.items()}
         for name, row in timed(programs, rounds).items():
             yield "blocks", name, count, row
 

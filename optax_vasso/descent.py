@@ -47,10 +47,13 @@ class LookSamState(NamedTuple):
       step: calls so far, an int32 scalar.
       orthogonal: the component of the last perturbed gradient that is orthogonal to
         the clean one; like the parameters, and zero before the first ascent.
+      rounding: the largest norm of it that rounding alone may have left, a float32
+        (under x64 float64) scalar.
     """
 
     step: jax.Array
     orthogonal: PyTree
+    rounding: jax.Array
 
 
 class DecoupledState(NamedTuple):
@@ -258,7 +261,10 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
 
     def init_fn(params: PyTree) -> LookSamState:
         checks.check_leaves(params)
-        return LookSamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+        rounding = mapped.vary(numerics.state_scalar(), mapped.varying_axes(params))
+        return LookSamState(
+            jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), rounding
+        )
 
     def update_fn(
         updates: PyTree,
@@ -285,14 +291,20 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
             return updates, numerics.cast_like(orthogonal, state.orthogonal)
 
         def reuse() -> tuple[PyTree, PyTree]:
-            # With a radius of zero rounding alone is left, which has no direction.
             unit, stored, _ = numerics.normalize_beside(state.orthogonal, ())
-            reused = jnp.where(stored > _rounding(updates) * norm, length, 0)
+            reused = jnp.where(stored > state.rounding, length, 0)
             direction = numerics.add_scaled(clean_grads, reused, unit)
             return numerics.cast_like(direction, updates), state.orthogonal
 
         direction, orthogonal = mapped.cond(ascended, renew, reuse)
-        return direction, LookSamState(optax.safe_increment(state.step), orthogonal)
+        # Of the gradients that it is left of, however small or large later ones are.
+        left = (_rounding(updates) * norm).astype(state.rounding.dtype)
+        rounding = jnp.where(ascended, left, state.rounding)
+        return direction, LookSamState(
+            optax.safe_increment(state.step),
+            orthogonal,
+            mapped.vary_like(rounding, state.rounding),
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

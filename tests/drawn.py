@@ -54,6 +54,8 @@ TREES["mixed"] = tree("float32", "bfloat16", "complex64", "float16")
 # Relative accuracy of what is rounded to the dtypes of a tree.
 ROUNDING = {"float32": 1e-5, "complex64": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 ROUNDING["mixed"] = ROUNDING["bfloat16"]
+# And the absolute one, of numbers below the range of float16.
+STEP = {"float16": 1e-6, "mixed": 1e-6}
 
 
 def on_trees(names, always=()):
@@ -218,13 +220,13 @@ def assert_close(actual, expected, on, times=1.0):
     for a, e in pairs:
         # Not NumPy's assertions, which take longer than the training.
         apart = np.max(abs(a - e), initial=0.0)
-        assert apart <= times * ROUNDING[on] * largest, (a, e)
+        assert apart <= times * (ROUNDING[on] * largest + STEP.get(on, 0)), (a, e)
 
 
 def assert_same(actual, expected):
-    """Equal to the bit, but for the sign of zero."""
+    """Equal to the bit, but for the sign of zero; what is no number is equal, too."""
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.array_equal(wide(a), wide(e)), (a, e)
+        assert np.array_equal(wide(a), wide(e), equal_nan=True), (a, e)
 
 
 def assert_finite(tree):

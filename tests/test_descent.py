@@ -111,13 +111,17 @@ def test_looksam_stores_the_orthogonal_component_and_reuses_it(seed, alpha):
     np.testing.assert_allclose(flat(state.orthogonal), v, rtol=1e-3, atol=1e-5)
 
 
-@given(seed=SEEDS)
-def test_looksam_reuses_nothing_where_both_gradients_are_equal(seed):
-    """As at a radius of zero: what rounding leaves of a component has no direction."""
+@given(seed=SEEDS, exponent=st.integers(-9, 9))
+def test_looksam_reuses_nothing_where_both_gradients_were_equal(seed, exponent):
+    """As at a radius of zero: what rounding leaves of a component has no direction.
+
+    However much smaller or larger later gradients are.
+    """
     g, make = random_tree(seed), ov.descent.looksam_descent
     _, state = descend(make, 0.7, g, g)
-    direction, _ = descend(make, 0.7, g, g, ascended=False, state=state)
-    np.testing.assert_allclose(flat(direction), flat(g), rtol=1e-6)
+    later = random_tree(seed + 1, scale=10.0**exponent)
+    direction, _ = descend(make, 0.7, later, later, ascended=False, state=state)
+    np.testing.assert_allclose(flat(direction), flat(later), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

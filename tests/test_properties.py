@@ -381,7 +381,8 @@ def test_with_a_radius_of_zero_a_method_is_its_base_optimizer(
     params, centers = params(on), params._replace(seed=seed)(on, STEPS)
     arguments = params, centers, 0.0, rate, curvature
     found, base = training(name)(*arguments), training("base")(*arguments)
-    assert_close(found.clean, base.clean, on)
+    # Of few bits the base rounds in every step, and one gradient per step does not.
+    assert_close(found.clean, base.clean, on, times=2)
     # Of few bits the parameters are what rounding made of them, and clean the nearest.
     assert_close(found.params, found.clean, on)
 

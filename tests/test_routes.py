@@ -15,6 +15,7 @@ from drawn import (
     DRAWS,
     EXAMPLES,
     IS_THOROUGH,
+    MODERATE,
     OF_ALL_KINDS,
     RADII,
     SEEDS,
@@ -142,7 +143,7 @@ def one_move(name):
 
 @pytest.mark.parametrize("name", MOVED)
 @examples(MOVED)
-@given(draw=DRAWS, seed=SEEDS, numbers=NUMBERS)
+@given(draw=MODERATE, seed=SEEDS, numbers=NUMBERS)
 def test_to_move_parameters_is_to_update_them(name, draw, seed, numbers):
     params, centers, numbers = start(name, draw, seed, numbers)
     fresh = params, first(name)(params, numbers[0])

@@ -12,7 +12,8 @@ from test_common import EVERY
 # A few by default; with --hypothesis-profile=thorough 30 of every method.
 IS_THOROUGH = settings().max_examples > 25
 COUNT = 30 if IS_THOROUGH else 10
-NAMES = tuple(EVERY) if IS_THOROUGH else ("lagged_vasso",)
+# The radius of held_rise follows the loss of examples that the ascent does not see.
+NAMES = sorted(EVERY.keys() - {"held_rise"}) if IS_THOROUGH else ["lagged_vasso"]
 
 
 def test_eight_devices_and_microbatches_train_as_one_device_does():
