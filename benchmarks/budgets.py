@@ -140,15 +140,22 @@ def sent(compiled: Any, size: int, layout: str) -> measuring.Measures:
     return row
 
 
-def measure(without: str = "") -> Iterator[tuple[str, measuring.Measures]]:
-    """Every recipe and its figures; ``without`` is a network of ``peaks``."""
+def measure(
+    without: str = "", deeper: bool = True
+) -> Iterator[tuple[str, measuring.Measures]]:
+    """Every recipe and its figures.
+
+    ``without`` is a network of ``peaks``; ``deeper`` is whether three layers are
+    compiled as well, for the instructions that another leaf adds.
+    """
     for name, make in METHODS.items():
         makers = MAKERS.get(name, {})
         compiled, state, size = program(make(BASE), 2, "data", **makers)
         row = measuring.counts(compiled)
-        deeper = program(make(BASE), 3, "data", **makers)[0].as_text().count(" = ")
+        if deeper:
+            text = program(make(BASE), 3, "data", **makers)[0].as_text()
+            row["instructions_per_leaf"] = text.count(" = ") - row["instructions"]
         row |= {
-            "instructions_per_leaf": deeper - row["instructions"],
             "state": round(measuring.tree_bytes(state) / size, 4),
             "buffers": len(jax.tree.leaves(state)),
         }
@@ -188,8 +195,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help=f"rewrite {PATH.name}")
     parser.add_argument("--json", action="store_true", help="print the figures alone")
     parser.add_argument("--without", default="", help="with --json: a network of peaks")
+    parser.add_argument(
+        "--two-layers", action="store_true", help="with --json: no third layer"
+    )
     options = parser.parse_args(arguments)
-    rows = dict(measure(options.without if options.json else ""))
+    rows = dict(
+        measure(options.without, not options.two_layers) if options.json else measure()
+    )
     new = {"environment": measuring.environment(), "rows": rows}
     if options.json:
         print(json.dumps(new))

@@ -14,6 +14,19 @@ def every(values, always):
     return [value if value in always else exhaustive(value) for value in values]
 
 
+def in_turn(names, values):
+    """Pairs for ``parametrize``: each name with one of the values, in turn.
+
+    The others of the product run with ``--all``.
+    """
+    names, values = list(names), list(values)
+    return [
+        (name, value) if turn == i % len(values) else exhaustive(name, value)
+        for i, name in enumerate(names)
+        for turn, value in enumerate(values)
+    ]
+
+
 def exhaustive(*values, **options):
     """One case for ``parametrize`` that runs with ``--all``."""
     return pytest.param(*values, marks=pytest.mark.exhaustive, **options)

@@ -198,9 +198,26 @@ most_recipes = pytest.mark.parametrize(
 )
 ascents = pytest.mark.parametrize("name", ASCENTS)
 # Types do not depend on the range of a float of 16 bits.
-dtypes = pytest.mark.parametrize(
-    "dtype", [cases.exhaustive("float16"), "bfloat16", "float32", "float64"]
-)
+DTYPES = ("bfloat16", "float32", "float64")
+NIGHTLY_DTYPES = ("float16",)
+NOTHING = (None, optax.MaskedNode())
+
+
+def with_dtypes(names):
+    """Each name with one dtype, in turn; with all of them by --all."""
+    rest = [
+        cases.exhaustive(name, dtype) for name in names for dtype in NIGHTLY_DTYPES
+    ]
+    return pytest.mark.parametrize(
+        ("name", "dtype"), cases.in_turn(names, DTYPES) + rest
+    )
+
+
+def with_nothing(names):
+    """Each name with one thing that is not there, in turn; by --all with both."""
+    return pytest.mark.parametrize(("name", "nothing"), cases.in_turn(names, NOTHING))
+
+
 
 # Compilers fuse and reorder: a few roundings of float64, amplified by differences of
 # gradients in the descent. A wrong formula is off by far more.
@@ -282,8 +299,7 @@ def assert_keeps_types(step, *carry):
     assert [aval.weak_type for aval in results] == [aval.weak_type for aval in expected]
 
 
-@recipes
-@dtypes
+@with_dtypes(EVERY)
 def test_a_step_changes_no_type(name, dtype, strict):
     with context(dtype):
         params = start(dtype)
@@ -311,8 +327,10 @@ def test_a_step_changes_no_sharding(name, strict):
         assert_step_keeps_types(make(name), params)
 
 
-@most_recipes
-@pytest.mark.parametrize("case", ["invariant", "varying", "varying with its state"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    cases.in_turn(EVERY, ["invariant", "varying", "varying with its state"]),
+)
 def test_a_step_changes_no_type_on_a_mapped_axis(name, case):
     """Over which devices it varies is part of the type, as JAX checks by default."""
     optimizer = make(name)
@@ -557,8 +575,7 @@ def test_a_rotated_complex_landscape_has_the_rotated_trajectory(name, x64):
     )
 
 
-@most_recipes
-@pytest.mark.parametrize("nothing", [None, optax.MaskedNode()], ids=["none", "masked"])
+@with_nothing(EVERY)
 def test_what_is_not_there_changes_nothing(name, nothing):
     """None and masked nodes have no leaves: the program is the same without them."""
     step = make_step(make(name))
@@ -619,8 +636,7 @@ def test_the_derivative_of_a_step_at_a_zero_gradient_is_finite(name):
     assert any(slope.any() for slope in slopes)
 
 
-@ascents
-@dtypes
+@with_dtypes(ASCENTS)
 def test_an_ascent_changes_no_type(name, dtype, strict):
     with context(dtype):
         params = start(dtype)
@@ -753,8 +769,7 @@ def test_an_ascent_ignores_extra_arguments_that_it_does_not_need(name):
     assert ascent_program(ascent, temperature=300) == ascent_program(ascent)
 
 
-@ascents
-@pytest.mark.parametrize("nothing", [None, optax.MaskedNode()], ids=["none", "masked"])
+@with_nothing(ASCENTS)
 def test_an_ascent_skips_what_is_not_there(name, nothing):
     ascent = ASCENTS[name](0.1)
     padded = start() | {"frozen": nothing}

@@ -1,4 +1,8 @@
-"""The script of faults runs; what it covers in depth is repeated on request."""
+"""The script of faults runs.
+
+Each kind of fault has tests of its own in ``test_checkpoint.py``, ``test_pod.py`` and
+``test_stop_signals.py``; the script repeats them at random moments and places.
+"""
 
 import os
 import subprocess
@@ -10,6 +14,7 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 
+@pytest.mark.exhaustive
 def test_every_fault_is_survived_once():
     # In a process of its own, in which JAX has not started: it forks.
     running = subprocess.run(

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import cases
 import pod_process
 import pytest
 
@@ -17,8 +16,8 @@ pytest.importorskip("orbax.checkpoint")
 SAVED = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
 
 
-def start(environment, *runs, devices=2):
-    """Run them one after another in processes of some devices, until one of these ends.
+def start(environment, *runs):
+    """Run them one after another in two processes, until one of these ends.
 
     Returns what process 0 printed, and the exit codes.
     """
@@ -38,7 +37,7 @@ def start(environment, *runs, devices=2):
             | environment
             | {
                 "PYTHONPATH": os.pathsep.join(sys.path),
-                "JAX_NUM_CPU_DEVICES": str(devices),
+                "JAX_NUM_CPU_DEVICES": "4",
             },
         )
         for i in range(pod_process.PROCESSES)
@@ -61,29 +60,58 @@ def start(environment, *runs, devices=2):
     return [json.loads(line) for line in printed if line.startswith("{")], codes
 
 
+def stopped(environment, folder, number, *before):
+    """After other runs, one that process 1 is told to stop, and how it goes on.
+
+    Returns what the others and the restart printed, the exit codes, and the step.
+    """
+    directory = {"directory": str(folder / "stopped")}
+    signalled = {"steps": 10**6, "signal": number, "signal_at": 13}
+    printed, codes = start(environment, *before, directory | signalled)
+    names = (path.name for path in (folder / "stopped").iterdir())
+    step = max(int(name) for name in names if name.isdigit())
+    undisturbed = {"steps": step + 2, "directory": str(folder / "not stopped")}
+    restart = directory | {"steps": step + 2}
+    (whole, resumed), after = start(environment, undisturbed, restart)
+    assert after == [0, 0]
+    return printed, {"whole": whole, "resumed": resumed, "codes": codes, "step": step}
+
+
 @pytest.fixture(scope="module")
 def job(once, compiled_once, shared_folder):
-    """20 steps; the same, but killed at step 13; the same, restarted."""
-    directory = str(shared_folder / "pod")
+    """Three pairs of processes after each other, whose imports take most of the time.
+
+    20 steps; 4 of parameters divided over data and model; 20 that are killed at step
+    13, and restarted; a run that is stopped by SIGTERM, and restarted.
+    """
+    folder = shared_folder / "pod"
+    folder.mkdir(exist_ok=True)
 
     def run():
-        undisturbed = {"steps": 20, "directory": str(shared_folder / "undisturbed")}
-        killed = {"signal": signal.SIGKILL}
-        killed |= {"steps": 20, "directory": directory, "signal_at": 13}
-        (whole,), codes = start(compiled_once, undisturbed, killed)
+        undisturbed = {"steps": 20, "directory": str(folder / "undisturbed")}
+        divided = {"steps": 4, "directory": str(folder / "divided"), "model": 2}
+        restart = {"steps": 20, "directory": str(folder / "killed")}
+        killed = restart | {"signal": signal.SIGKILL, "signal_at": 13}
+        (whole, parts), codes = start(compiled_once, undisturbed, divided, killed)
         assert codes[1] == -signal.SIGKILL
-        assert Path(directory, "8").is_dir()
-        restart = {"steps": 20, "directory": directory}
-        (restarted,), codes = start(compiled_once, restart)
-        assert codes == [0, 0]
-        return directory, whole, restarted
+        assert (folder / "killed" / "8").is_dir()
+        (restarted,), signalled = stopped(
+            compiled_once, folder, signal.SIGTERM, restart
+        )
+        return {
+            "folder": str(folder),
+            "whole": whole,
+            "divided": parts,
+            "restarted": restarted,
+            "stopped": signalled,
+        }
 
     return once("pod_job", run)
 
 
 def test_processes_train_as_one_does(job, x64, tmp_path):
-    _, whole, _ = job
-    assert (whole["step"], whole["devices"]) == (20, 4)
+    whole = job["whole"]
+    assert (whole["step"], whole["devices"]) == (20, 8)
     alone = pod_process.train(pod_process.load(), 20, tmp_path)
     assert alone["devices"] == 1
     # float64 sums in another order.
@@ -91,13 +119,13 @@ def test_processes_train_as_one_does(job, x64, tmp_path):
 
 
 def test_a_job_killed_and_restarted_is_bit_identical(job):
-    _, whole, restarted = job
+    whole, restarted = job["whole"], job["restarted"]
     assert (whole["done"], restarted["done"]) == (20, 12)
     assert restarted["digest"] == whole["digest"]
 
 
 def test_another_mesh_goes_on_from_the_same_checkpoint(job, x64, tmp_path):
-    directory, _, _ = job
+    directory = Path(job["folder"], "killed")
     pod = pod_process.load()
     moved = pod_process.train(pod, 24, directory)
     alone = pod_process.train(pod, 24, tmp_path)
@@ -106,34 +134,31 @@ def test_another_mesh_goes_on_from_the_same_checkpoint(job, x64, tmp_path):
         pod_process.train(pod, 24, directory, seed=1)
 
 
-def test_parameters_divided_over_data_and_model(compiled_once, x64, tmp_path):
+def test_parameters_divided_over_data_and_model(job, x64, tmp_path):
     """Eight devices of two processes as 4 × 2, and one that goes on from there."""
-    directory = str(tmp_path / "pod")
-    run = {"steps": 4, "directory": directory, "model": 2}
-    (divided,), codes = start(compiled_once, run, devices=4)
-    assert codes == [0, 0]
+    divided = job["divided"]
     assert divided["devices"] == 8
     assert divided["shards"] == {"hidden": [64 // 4, 128 // 2], "out": [128 // 8, 10]}
     pod = pod_process.load()
-    moved = pod_process.train(pod, 6, directory)
+    moved = pod_process.train(pod, 6, Path(job["folder"], "divided"))
     alone = pod_process.train(pod, 6, tmp_path / "alone")
     # float64 sums in another order.
     assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
 
 
+def check_signal(number, found):
+    assert found["codes"] == [SAVED[signal.SIGTERM], SAVED[number]]
+    assert found["step"] >= 13
+    assert found["resumed"]["done"] == 2
+    assert found["resumed"]["digest"] == found["whole"]["digest"]
+
+
+def test_a_signal_to_one_process_saves_them_all_at_the_same_step(job):
+    check_signal(signal.SIGTERM, job["stopped"])
+
+
 # What each signal does to one process, test_stop_signals.py tests.
-@pytest.mark.parametrize("number", [signal.SIGTERM, cases.exhaustive(signal.SIGINT)])
-def test_a_signal_to_one_process_saves_them_all_at_the_same_step(
-    compiled_once, tmp_path, number
-):
-    stopped = {"steps": 10**6, "directory": str(tmp_path / "pod")}
-    _, codes = start(compiled_once, stopped | {"signal": number, "signal_at": 13})
-    assert codes == [SAVED[signal.SIGTERM], SAVED[number]]
-    step = max(int(f.name) for f in (tmp_path / "pod").iterdir() if f.name.isdigit())
-    assert step >= 13
-    undisturbed = {"steps": step + 2, "directory": str(tmp_path / "undisturbed")}
-    restarted = stopped | {"steps": step + 2}
-    (whole, after), codes = start(compiled_once, undisturbed, restarted)
-    assert codes == [0, 0]
-    assert after["done"] == 2
-    assert after["digest"] == whole["digest"]
+@pytest.mark.exhaustive
+def test_ctrl_c_in_one_process_saves_them_all_at_the_same_step(compiled_once, tmp_path):
+    _, found = stopped(compiled_once, tmp_path, signal.SIGINT)
+    check_signal(signal.SIGINT, found)
