@@ -1,5 +1,6 @@
 """No silent broadcasts anywhere, what ``--all`` adds, fixtures of several files."""
 
+import gc
 import os
 
 import jax
@@ -56,6 +57,15 @@ def pytest_collection_modifyitems(config, items):
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def young():
+    """What is there before a module of tests, the collector does not look through.
+
+    Most of it are programs, millions of objects, which stay to the end.
+    """
+    gc.freeze()
 
 
 @pytest.fixture

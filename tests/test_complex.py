@@ -3,6 +3,7 @@
 So a method on a complex tree is the method on its real and imaginary parts.
 """
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +109,7 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "maker"), cases.in_turn(OPTIMIZERS, MAKERS))
 def test_a_train_step_of_complex_parameters_is_that_of_their_parts(name, maker):
     batch = jnp.asarray([1.0, 0.5, 2.0, 1.5])
     ends = []

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import cases
 import equinox as eqx
 import flax
 import flax.struct
@@ -120,8 +121,7 @@ def test_the_smallest_case():
     np.testing.assert_allclose(ov.eval_params(raw, params), 0.9, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("way", RESTORED)
+@pytest.mark.parametrize(("name", "way"), cases.in_turn(OPTIMIZERS, RESTORED))
 def test_a_state_restored_without_a_target(name, way, tmp_path):
     params, state = trained(name)
     assert optax.tree.norm(optax.tree.sub(params, PARAMS)) > 0.9 * RHO

@@ -1,5 +1,6 @@
 """Optimizers of Optax that ask for the loss, or for a function of the parameters."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +26,10 @@ OPTIMIZERS = {
     "sophia": lambda: contrib.sophia(learning_rate=0.05),
 }
 METHODS = {
-    "alone": lambda base: base,
     "sam": lambda base: ov.sam(base, rho=0.01),
     "vasso": lambda base: ov.vasso(base, rho=0.01),
     "lagged_vasso": lambda base: ov.lagged_vasso(base, rho=0.01),
+    "alone": lambda base: base,
 }
 
 
@@ -36,8 +37,7 @@ def loss(params, batch=1.0):
     return batch * jnp.sum(CURVATURES * params**2) / 2
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "method"), cases.in_turn(OPTIMIZERS, METHODS))
 def test_make_train_step_takes_optimizers_that_want_the_loss(name, method):
     optimizer = METHODS[method](OPTIMIZERS[name]())
     state = ov.init_train_state(START, optimizer)

@@ -19,6 +19,7 @@ normalize = jax.jit(numerics.normalize)
 dual_direction = jax.jit(numerics.dual_direction, static_argnums=1)
 cosine = jax.jit(numerics.cosine)
 orthogonal_to = jax.jit(numerics.orthogonal_to)
+COMPILED = (norm, normalize, dual_direction, cosine, orthogonal_to)
 ORDERS = (1, 1.5, 2, 3, np.inf)
 EXTREMES = {
     "large float16": (np.float16, [6e4, -300.0, 1e-7]),
@@ -139,12 +140,21 @@ def test_outside_of_jit_nothing_is_compiled_twice():
 @pytest.fixture
 def on_gpus(monkeypatch):
     """What GPUs compute, computed here."""
-    monkeypatch.setattr(
-        numerics, "_without_waiting", lambda on_gpu, elsewhere, *args: on_gpu(*args)
-    )
-    jax.clear_caches()
+    chosen = []
+
+    def choose(on_gpu, elsewhere, *args):
+        chosen.append(on_gpu)
+        return on_gpu(*args)
+
+    def forget():
+        for function in (*COMPILED, numerics._scaled_norm_beside):
+            function.clear_cache()
+
+    monkeypatch.setattr(numerics, "_without_waiting", choose)
+    forget()
     yield
-    jax.clear_caches()
+    assert chosen
+    forget()
 
 
 def test_gpus_find_the_same_at_the_ends_of_the_range(extreme, on_gpus):

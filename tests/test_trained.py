@@ -2,6 +2,7 @@
 
 import functools
 
+import cases
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -151,8 +152,7 @@ def zero_for_the_base(params):
     return {**without_the_base(params), "frozen": zeros}
 
 
-@pytest.mark.parametrize("mask", [None, TRAINED], ids=["told", "masked"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "mask"), cases.in_turn(RECIPES, [None, TRAINED]))
 def test_a_quantized_base_stays_where_it_is(name, mask):
     base = partition(optax.sgd(0.1))
     expected, _, _ = run(RECIPES[name](base, RHO, mask=mask))

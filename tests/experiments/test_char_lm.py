@@ -184,6 +184,7 @@ def test_a_split_batch_is_one_gradient():
     assert found.gradients.tolist() == [STEPS_PER_CALL]
 
 
+@pytest.mark.exhaustive  # .ci/run makes the same smoke run
 def test_the_smoke_run_tests_every_length_and_is_not_done_again(tmp_path, monkeypatch):
     assert char_lm.main(["--smoke", "--runs", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "smoke/char_lm.json").read_text())

@@ -2,6 +2,7 @@
 
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,15 +63,15 @@ def count(tree):
     [
         ("resnet18", 10, 11_173_962),
         ("wrn28_10", 10, 36_479_194),
-        ("wrn34_10", 10, 46_160_474),
+        cases.exhaustive("wrn34_10", 10, 46_160_474),
         # As model zoos count the network of the paper
-        ("pyramidnet110", 10, 28_485_477),
+        cases.exhaustive("pyramidnet110", 10, 28_485_477),
         # As the layers of Friendly SAM's code add up
         ("pyramidnet110_bottleneck", 10, 18_323_787),
         # The convolutions of VGG-16 have 14,723,136 with their normalization.
         ("vgg16_bn", 10, 14_723_136 + 513 * 4096 + 4097 * 4096 + 4097 * 10),
         ("vgg16_bn_512", 10, 14_723_136 + 2 * 513 * 512 + 513 * 10),
-        ("vgg16_bn_512", 100, 15_299_748),
+        cases.exhaustive("vgg16_bn_512", 100, 15_299_748),
         # Those of VGG-11 have 9,225,984.
         ("vgg11_bn", 10, 9_225_984 + 513 * 4096 + 4097 * 4096 + 4097 * 10),
         ("resnet18_imagenet", 1000, 11_689_512),

@@ -98,6 +98,7 @@ def test_steps_that_the_program_cannot_make_are_refused(text, starts):
         annealed(text, starts, "sam", {}, gradients=3 * STEPS)
 
 
+@pytest.mark.exhaustive  # .ci/run makes the same smoke run
 def test_all_settings_are_compared_and_one_of_each_method_is_chosen(folder):
     found = json.loads((folder / "smoke/quantization.json").read_text())
     assert found["finished"]
@@ -114,6 +115,7 @@ def test_all_settings_are_compared_and_one_of_each_method_is_chosen(folder):
     assert (folder / "smoke/quantization.png").stat().st_size > 5000
 
 
+@pytest.mark.exhaustive
 def test_what_is_finished_is_not_done_again(folder, monkeypatch):
     def train(*arguments, **options):
         raise AssertionError("trained again")

@@ -30,13 +30,17 @@ def one_step(params, batch, loss_fn=squares, rho=0.2, **makers):
 
 
 def written_out(params, batch, ascends, loss_fn=squares, rho=0.2):
-    ascent, descent = (
-        jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
-        for rows in (ascends, ~ascends)
-    )
-    g = jax.grad(loss_fn)(params, ascent)
-    moved = params + rho * g / jnp.linalg.norm(g)
-    return params - 0.1 * jax.grad(loss_fn)(moved, descent), loss_fn(params, ascent)
+    @jax.jit
+    def step(params, batch):
+        ascent, descent = (
+            jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+            for rows in (ascends, ~ascends)
+        )
+        loss, g = jax.value_and_grad(loss_fn)(params, ascent)
+        moved = params + rho * g / jnp.linalg.norm(g)
+        return params - 0.1 * jax.grad(loss_fn)(moved, descent), loss
+
+    return step(params, batch)
 
 
 def every(n, examples):
@@ -68,11 +72,16 @@ def test_every_example_is_in_exactly_one_part_and_the_share_is_the_nearest(
     def seen(params, model_state, batch, key):
         return jnp.sum(params * batch), (model_state, batch)
 
-    makers = split_batch(share)
-    batch = jnp.arange(float(examples))
-    inputs = ov.train.Inputs(1.0, (), batch)
-    (_, (_, ascent)), _ = makers["ascent_gradient"](seen)(inputs)
-    (_, (_, descent)), _ = makers["gradient"](seen)(inputs)
+    @jax.jit
+    def parts(batch):
+        makers = split_batch(share)
+        inputs = ov.train.Inputs(1.0, (), batch)
+        (_, (_, ascent)), _ = makers["ascent_gradient"](seen)(inputs)
+        (_, (_, descent)), _ = makers["gradient"](seen)(inputs)
+        return ascent, descent
+
+    batch = np.arange(examples, dtype=np.float32)
+    ascent, descent = parts(batch)
     assert sorted([*ascent.tolist(), *descent.tolist()]) == batch.tolist()
     assert len(ascent) == np.clip(round(share * examples), 1, examples - 1)
 

@@ -166,14 +166,6 @@ ON_A_LOSS = {
 }
 
 
-@pytest.fixture
-def young():
-    """The collector looks at nothing that was there before this test."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def is_freed_after(measure, make, of_task):
     """Whether a loss and its data are gone when their last name is."""
     data = DIAGONAL + 1  # An array of its own.
@@ -188,17 +180,17 @@ def is_freed_after(measure, make, of_task):
 
 
 @pytest.mark.parametrize("name", ON_A_LOSS)
-def test_a_measure_does_not_keep_the_loss_and_its_data_alive(name, young):
+def test_a_measure_does_not_keep_the_loss_and_its_data_alive(name):
     assert is_freed_after(ON_A_LOSS[name], *LOSSES["closure"])
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_of_every_kind_are_freed(name, young):
+def test_losses_of_every_kind_are_freed(name):
     assert is_freed_after(ON_A_LOSS["m_sharpness"], *LOSSES[name])
     assert is_freed_after(ON_A_LOSS["trace"], *LOSSES[name])
 
 
-def test_a_curvature_keeps_the_loss_that_only_it_has(young):
+def test_a_curvature_keeps_the_loss_that_only_it_has():
     product = sharpness.hessian(closure(DIAGONAL), PARAMS, ROWS)
     gc.collect()
     top = sharpness.eigenpairs(product, PARAMS).values
