@@ -8,7 +8,8 @@ import pytest
 
 import optax_vasso as ov
 
-SIZE = 11_000_000
+SIZE = 100_000
+RHO = 0.05 * (SIZE / 11_000_000) ** 0.5  # per weight as 0.05 in a ResNet-18
 
 
 def setting(size=SIZE):
@@ -39,21 +40,19 @@ def perturbation_that_arrives(optimizer, params, grads):
 
 def test_bfloat16_parameters_take_in_the_perturbation_formed_in_float32():
     params, grads = setting()
-    plain = perturbation_that_arrives(ov.sam(optax.sgd(0.1), 0.05), params, grads)
-    wide = perturbation_that_arrives(
-        ov.wrappers.in_float32(ov.sam(optax.sgd(0.1), 0.05)), params, grads
-    )
+    sam = ov.sam(optax.sgd(0.1), RHO)
+    plain = perturbation_that_arrives(sam, params, grads)
+    wide = perturbation_that_arrives(ov.wrappers.in_float32(sam), params, grads)
     assert cosine(plain, grads["w"]) < 0.8
     assert cosine(wide, grads["w"]) >= 0.99
 
 
 def test_the_metric_says_how_much_arrived():
-    params, grads = setting(100_000)
-    rho = 0.05 * np.sqrt(100_000 / SIZE)
+    params, grads = setting()
 
     def step(wrap):
         base = optax.chain(ov.metrics.track(ov.metrics.arrival), optax.sgd(0.1))
-        optimizer = wrap(ov.sam(base, rho))
+        optimizer = wrap(ov.sam(base, RHO))
 
         def loss_fn(params, batch):
             return jnp.sum(
@@ -64,7 +63,7 @@ def test_the_metric_says_how_much_arrived():
         _, metrics = ov.make_train_step(loss_fn, optimizer)(state, grads)
         return float(metrics["arrival"])
 
-    arrives = perturbation_that_arrives(ov.sam(optax.sgd(0.1), rho), params, grads)
+    arrives = perturbation_that_arrives(ov.sam(optax.sgd(0.1), RHO), params, grads)
     # In one matrix-free sum in float32 against float64.
     assert step(lambda o: o) == pytest.approx(cosine(arrives, grads["w"]), abs=1e-3)
     assert step(ov.wrappers.in_float32) >= 0.99
