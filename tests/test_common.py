@@ -205,9 +205,7 @@ NOTHING = (None, optax.MaskedNode())
 
 def with_dtypes(names):
     """Each name with one dtype, in turn; with all of them by --all."""
-    rest = [
-        cases.exhaustive(name, dtype) for name in names for dtype in NIGHTLY_DTYPES
-    ]
+    rest = [cases.exhaustive(name, dtype) for name in names for dtype in NIGHTLY_DTYPES]
     return pytest.mark.parametrize(
         ("name", "dtype"), cases.in_turn(names, DTYPES) + rest
     )
@@ -216,7 +214,6 @@ def with_dtypes(names):
 def with_nothing(names):
     """Each name with one thing that is not there, in turn; by --all with both."""
     return pytest.mark.parametrize(("name", "nothing"), cases.in_turn(names, NOTHING))
-
 
 
 # Compilers fuse and reorder: a few roundings of float64, amplified by differences of
