@@ -283,9 +283,7 @@ def in_float32(
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )
-        return numerics.map_updates(
-            lambda u, x: u.astype(x.dtype), new_updates, params
-        ), state
+        return numerics.cast_updates(new_updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

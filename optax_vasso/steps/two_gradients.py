@@ -285,9 +285,7 @@ def gradient_at(
             f"{shapes[1]}, got {shapes[0]}: differentiate the loss by the parameters "
             "passed to grad_fn."
         )
-    return numerics.map_updates(
-        lambda g, like: jnp.asarray(g).astype(like.dtype), result, clean_grads
-    ), value
+    return numerics.cast_updates(result, clean_grads), value
 
 
 def _is_masked(params: PyTree) -> bool:
