@@ -412,11 +412,10 @@ def _unit(
 
 def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
     leaves, structure = jax.tree.flatten(widen_tree(tree))
-    # A factor of its own for each leaf: what XLA sees that all of them share, it stores,
-    # at the size of a leaf.
+    # A factor of its own for each leaf: one that all of them share XLA would store at
+    # the size of a leaf.
     factors = jax.lax.optimization_barrier([factor] * len(leaves))
-    scaled = [leaf * own for leaf, own in zip(leaves, factors, strict=True)]
-    return structure.unflatten(scaled)
+    return jax.tree.unflatten(structure, map(jnp.multiply, leaves, factors))
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:
