@@ -132,33 +132,25 @@ def balanced(
         weight = weight * jnp.asarray(value_at(learning_rate, state.step), dtype)
 
         structure: Any = jax.tree.structure(params)
-        grads = structure.flatten_up_to(updates)
+        grads, leaves = structure.flatten_up_to(updates), jax.tree.leaves(params)
         trained = jax.tree.leaves(is_trained(params))
         layers = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
-        signs: list[Any] = [None] * len(grads)
+        signs: dict[int, jax.Array] = {}
         for x, y in _pairs(params, names):
             if all(trained[i] and grads[i] is not None for i in (x, y)):
                 sign = _larger(grads[x], grads[y], bool(layers[x]), dtype)
-                signs[x], signs[y] = sign, -sign
-
-        def times(sign: jax.Array, factor: jax.Array) -> jax.Array:
-            """± α η times a factor, in the wide dtype."""
-            over = sign.reshape(sign.shape + (1,) * (factor.ndim - sign.ndim))
-            return weight * over * numerics.widen(factor, dtype)
+                signs |= {x: sign, y: -sign}
 
         def add(tree: PyTree) -> PyTree:
             """The tree and ± α η times the factors, which move with the parameters."""
-            rows = zip(structure.flatten_up_to(tree), leaves, signs, strict=True)
-            return structure.unflatten(
-                leaf
-                if sign is None
-                else (numerics.widen(leaf, dtype) + times(sign, factor)).astype(
-                    leaf.dtype
-                )
-                for leaf, factor, sign in rows
-            )
+            new = structure.flatten_up_to(tree)
+            for i, sign in signs.items():
+                factor = numerics.widen(leaves[i], dtype)
+                sign = sign.reshape(sign.shape + (1,) * (factor.ndim - sign.ndim))
+                moved = numerics.widen(new[i], dtype) + weight * sign * factor
+                new[i] = moved.astype(new[i].dtype)
+            return structure.unflatten(new)
 
-        leaves = jax.tree.leaves(params)
         new_updates, optimizer_state = optimizer.update(
             updates, state.optimizer_state, add(params), **extra_args
         )

@@ -275,10 +275,12 @@ def _or_one(divisor: jax.Array) -> jax.Array:
 
 
 def _check_seed(seed: Any) -> None:
-    is_array = isinstance(seed, jax.Array | np.ndarray)
-    if is_array and (checks.is_key(seed) or jnp.issubdtype(seed.dtype, jnp.integer)):
-        return
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    if isinstance(seed, jax.Array | np.ndarray):
+        is_integer = seed.ndim == 0 and jnp.issubdtype(seed.dtype, jnp.integer)
+        is_valid = is_integer or checks.is_key(seed) or seed.dtype == jnp.uint32
+    else:
+        is_valid = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_valid:
         raise ValueError(
             f"seed must be an integer or a random key, got {seed!r}: pass 0, or "
             "jax.random.key(0)."

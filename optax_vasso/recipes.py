@@ -283,10 +283,8 @@ def gsam(
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022.
     """
-    return sharpness_aware(
-        _descending(gsam_descent(alpha), optimizer),
-        _perturbing(sam_perturb(rho), mask, optimizer),
-    )
+    ascent = _perturbing(sam_perturb(rho), mask, optimizer)
+    return sharpness_aware(optax.chain(gsam_descent(alpha), optimizer), ascent)
 
 
 def wsam(
@@ -368,11 +366,9 @@ def looksam(
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022.
     """
-    return sharpness_aware(
-        _descending(looksam_descent(alpha), optimizer),
-        _perturbing(sam_perturb(rho), mask, optimizer),
-        gate=gate.every(k),
-    )
+    ascent = _perturbing(sam_perturb(rho), mask, optimizer)
+    base = optax.chain(looksam_descent(alpha), optimizer)
+    return sharpness_aware(base, ascent, gate=gate.every(k))
 
 
 def ae_sam(
@@ -553,12 +549,5 @@ def _perturbing(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
     """An ascent chain on the leaves of the mask, or on those that are trained."""
-    return masked_ascent(ascent, trained_by(optimizer) if mask is None else mask)
-
-
-def _descending(
-    descent: optax.GradientTransformation, optimizer: optax.GradientTransformation
-) -> optax.GradientTransformationExtraArgs:
-    """A descent before the base optimizer."""
     checks.check_transformation("optimizer", optimizer)
-    return optax.chain(descent, optimizer)
+    return masked_ascent(ascent, trained_by(optimizer) if mask is None else mask)

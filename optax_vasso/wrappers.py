@@ -117,7 +117,7 @@ def skip_nonfinite(
         )
         finite = all_finite(
             (with_synonyms(extra_args).get("value"), updates, new_updates)
-        ) & _stays_finite(state.optimizer_state, optimizer_state)
+        ) & all_finite(optimizer_state, state.optimizer_state)
         axes = mapped.disagreement(finite, params, extra_args.get("axis_name"))
         if axes:  # one decision for all devices: their parameters are to stay the same
             finite = jax.lax.pmin(finite.astype(jnp.int32), axes) == 1
@@ -186,35 +186,20 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
             )
 
 
-def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every float in the tree is finite, a boolean scalar."""
-    verdicts = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    return _all(verdicts)
-
-
-def _stays_finite(old: PyTree, new: PyTree) -> jax.Array:
-    """Whether no float of a state became infinite or NaN.
+def all_finite(tree: PyTree, *before: PyTree) -> jax.Array:
+    """Whether every float in the tree is finite, or was not finite before.
 
     Some states hold an infinity from the start, as the best value so far of
-    :func:`optax.contrib.reduce_on_plateau`; that is no overflow.
+    :func:`optax.contrib.reduce_on_plateau`.
     """
-    verdicts = numerics.map_updates(
-        lambda after, before: (
-            jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
-            if jnp.issubdtype(after.dtype, jnp.inexact)
-            else None
-        ),
-        new,
-        old,
-    )
-    return _all(jax.tree.leaves(verdicts))
 
+    def verdict(leaf: Any, *old: jax.Array) -> jax.Array | None:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            return None
+        finite = jnp.isfinite(leaf)
+        return jnp.all(finite | ~jnp.isfinite(*old) if old else finite)
 
-def _all(verdicts: list[jax.Array]) -> jax.Array:
+    verdicts = jax.tree.leaves(numerics.map_updates(verdict, tree, *before))
     return jnp.all(jnp.stack(verdicts)) if verdicts else jnp.ones((), bool)
 
 
@@ -283,9 +268,7 @@ def in_float32(
         new_updates, state = optimizer.update(
             _widen(updates), state, _widen(params), **extra_args
         )
-        return numerics.map_updates(
-            lambda u, x: u.astype(x.dtype), new_updates, params
-        ), state
+        return numerics.cast_updates(new_updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -368,20 +368,24 @@ def test_sharpness_aware_without_a_grad_fn_says_which_of_the_two_is_wanted():
 
 WRONG_GRAD_FNS = {
     "a value": (jnp.ones(()), "got an array of shape ()"),
+    "nothing": ({}, "got a dict of 0 arrays (nothing at"),
     "another tree": ({"w": jnp.ones(3)}, "nothing at ['b']"),
-    "a vector and gradients": ((jnp.ones(2), PARAMS), "got an array of shape (2,) wit"),
-    "three things": ((1.0, PARAMS, 1.0), "got a tuple of 4 arrays"),
+    "a vector and gradients": (
+        (jnp.ones(2), PARAMS),
+        "got (an array of shape (2,), a dict of 2 arrays)",
+    ),
+    "three things": ((1.0, PARAMS, 1.0), "a dict of 2 arrays, an array of shape ())"),
     "jax.value_and_grad with has_aux": (
         ((jnp.ones(()), {"acc": 1.0}), PARAMS),
-        "got a tuple of 2 arrays with the gradients: leave auxiliary outputs out",
+        "got ((an array of shape (), a dict of 1 arrays), a dict of 2 arrays)",
     ),
     "jax.grad with has_aux": (
         (PARAMS, {"acc": 1.0}),
-        "got (gradients, a dict of 1 arrays): leave auxiliary outputs out",
+        "got (a dict of 2 arrays, a dict of 1 arrays)",
     ),
     "other shapes": (
         {"w": jnp.ones(4), "b": jnp.ones(2)},
-        "shapes of those passed to update, [(2,), (3,)], got [(2,), (4,)]: diff",
+        "got a dict of 2 arrays (other shapes)",
     ),
 }
 

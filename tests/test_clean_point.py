@@ -246,6 +246,10 @@ def test_a_number_of_steps_that_is_none(steps):
         until(steps, 0.1)
 
 
+def test_a_radius_of_one_is_a_float_as_well():
+    assert jnp.issubdtype(until(10, 1)(0).dtype, jnp.floating)
+
+
 def test_a_radius_that_is_none():
     with pytest.raises(ValueError, match="^rho must be a finite number >= 0"):
         until(10, -0.1)

@@ -23,7 +23,7 @@ from optax_vasso._internal.mapped import vary
 
 def _not_of_one_entry(params):
     """A mask for any of the problems here."""
-    return jax.tree.map(lambda leaf: leaf.size > 1, params)
+    return jax.tree.map(lambda leaf: np.size(leaf) > 1, params)
 
 
 def _vasso_and(perturb, *descent, **options):
@@ -311,6 +311,20 @@ def test_parameters_of_mixed_dtypes_keep_them(name, strict):
 
     params = start() | {"kernel": jnp.asarray(MATRIX, jnp.bfloat16)}
     assert_step_keeps_types(make(name), params, mixed)
+
+
+@recipes
+def test_parameters_may_be_numbers_of_python(name):
+    """As in Optax; the types alone are looked at, for which nothing is compiled."""
+    params = {"scale": 2.0, "shift": -1.0, "vector": jnp.ones(2)}
+
+    def after():
+        optimizer = make(name)
+        return make_step(optimizer, optax.tree.sum)(params, optimizer.init(params))
+
+    found, _ = jax.eval_shape(after)
+    expected = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == expected
 
 
 @recipes

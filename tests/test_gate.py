@@ -50,6 +50,12 @@ def test_bernoulli_opens_on_its_share_of_the_steps_independently(p):
     assert stats.binomtest(int(pairs[::2].sum()), len(pairs[::2]), p**2).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("seed", [np.arange(2), jnp.ones(2), True, 0.5, None])
+def test_what_is_neither_an_integer_nor_a_key_is_no_seed(seed):
+    with pytest.raises(ValueError, match="^seed must be an integer or a random key"):
+        gate.bernoulli(0.5, seed)
+
+
 def test_bernoulli_is_reproducible_and_its_seeds_differ():
     first = answers(gate.bernoulli(0.5, seed=3), 100)
     np.testing.assert_array_equal(first, answers(gate.bernoulli(0.5, seed=3), 100))

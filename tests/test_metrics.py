@@ -129,6 +129,23 @@ def test_a_running_mean_has_no_bias_at_its_start():
     assert float(metrics["mean_grad_norm"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_running_mean_of_several_numbers_is_that_of_each():
+    def both(seen):
+        return jnp.stack([ov.metrics.grad_norm(seen), ov.metrics.cosine(seen)])
+
+    transform = track(
+        *map(ov.metrics.running_mean, (both, ov.metrics.grad_norm, ov.metrics.cosine))
+    )
+    state = transform.init(seen_of(0).params)
+    for seed in range(3):
+        _, after = compiled(transform)(seen_of(seed), state)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        state = after
+    found = state.report.metrics
+    alone = [found["mean_grad_norm"], found["mean_cosine"]]
+    np.testing.assert_allclose(found["mean_both"], alone, rtol=1e-6)
+
+
 def test_a_running_mean_leaves_out_what_is_not_finite():
     """The first value, too: the mean is zero until there is one."""
     mean = ov.metrics.running_mean(ov.metrics.grad_norm, 0.8)

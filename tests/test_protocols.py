@@ -343,7 +343,7 @@ def test_gradients_may_come_in_the_containers_of_nnx(transform, steps):
 def test_other_names_are_other_gradients(result):
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     optimizer = ov.sam(optax.sgd(RATE))
-    with pytest.raises(ValueError, match="tree structure of those passed to update"):
+    with pytest.raises(ValueError, match="gradients like those passed to update"):
         optimizer.update(
             params, optimizer.init(params), params, grad_fn=lambda _: result
         )

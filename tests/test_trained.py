@@ -114,6 +114,21 @@ def test_a_recipe_perturbs_what_is_trained(name):
         np.testing.assert_array_equal(point["frozen"], PARAMS["frozen"])
 
 
+def test_sampa_is_that_of_the_trained_leaves_alone():
+    """It takes no mask; of its two points neither moves what is frozen."""
+    sampa = functools.partial(ov.sampa, rho=RHO, learning_rate=0.1)
+    *_, points = run(sampa(partition(optax.sgd(0.1))), steps=3)
+    *_, alone = run(
+        sampa(optax.sgd(0.1)),
+        steps=3,
+        params=PARAMS["adapter"],
+        grad_fn=jax.grad(lambda adapter: loss(PARAMS | {"adapter": adapter})),
+    )
+    for point, adapter in zip(points, alone, strict=True):
+        np.testing.assert_array_equal(point["frozen"], PARAMS["frozen"])
+        np.testing.assert_allclose(point["adapter"], adapter, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", FREEZING)
 def test_all_of_the_radius_goes_to_the_trained_leaves(name):
     optimizer = ov.lagged_vasso(FREEZING[name], RHO)

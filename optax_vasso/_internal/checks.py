@@ -333,18 +333,21 @@ def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
 
 
 def tree_difference(tree: PyTree, expected: PyTree) -> str:
-    """In a few words, the first leaf that one tree has and the other has not."""
+    """In a few words, the first leaf in which one tree differs from the other."""
     found, wanted = (
-        [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(t)]
+        {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(t)}
         for t in (tree, expected)
     )
-    missing = [path for path in wanted if path not in found]
-    unknown = [path for path in found if path not in wanted]
-    if missing:
-        return f"nothing at {missing[0]}"
-    if unknown:
-        return f"an unknown leaf at {unknown[0]}"
-    return "other containers"
+    for path in wanted:
+        if path not in found:
+            return f"nothing at {path}"
+    for path in found:
+        if path not in wanted:
+            return f"an unknown leaf at {path}"
+    structure: Any = jax.tree.structure(expected)
+    if jax.tree.structure(tree) != structure:
+        return "other containers"
+    return "other shapes"
 
 
 def is_key(leaf: Any) -> bool:

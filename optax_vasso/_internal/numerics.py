@@ -21,13 +21,13 @@ _WIDE = (jnp.float64, jnp.complex128)
 
 def accumulation_dtype(*trees: PyTree) -> jnp.dtype:
     """The real dtype in which norms of these trees are summed: float32 or wider."""
-    wide = any(leaf.dtype in _WIDE for leaf in jax.tree.leaves(trees))
+    wide = any(jnp.result_type(x) in _WIDE for x in jax.tree.leaves(trees))
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def widen(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Cast a leaf to the real ``dtype``, or to its complex twin if it is complex."""
-    return leaf.astype(complex_twin(dtype) if jnp.iscomplexobj(leaf) else dtype)
+    return jnp.asarray(leaf, complex_twin(dtype) if jnp.iscomplexobj(leaf) else dtype)
 
 
 def complex_twin(dtype: jnp.dtype) -> jnp.dtype:
@@ -48,7 +48,8 @@ def state_scalar(value: jax.typing.ArrayLike = 0.0) -> jax.Array:
 
 def has_few_bits(leaf: jax.Array) -> bool:
     """Whether a leaf is a float of fewer than 32 bits, which round ε away."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    dtype = jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def round_to(wide: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -75,6 +76,15 @@ def finite_or(newest: jax.Array, old: jax.Array) -> jax.Array:
     """
     fits = jnp.isfinite(newest.astype(old.dtype))
     return jnp.where(fits, newest, old.astype(newest.dtype))
+
+
+def cast_updates(updates: PyTree, like: PyTree) -> PyTree:
+    """Each update in the dtype of that of ``like``; None where either is None."""
+    return map_updates(
+        lambda u, x: None if x is None else jnp.asarray(u, jnp.result_type(x)),
+        updates,
+        like,
+    )
 
 
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:

@@ -89,6 +89,18 @@ def match(tree: PyTree, params: PyTree) -> list[Any]:
     row = {str(i): i for i in range(len(leaves))}
     if children(named).keys() == row.keys() != children(numbered).keys():
         numbered = row
+    return _matched(numbered, named, leaves)
+
+
+def match_names(tree: PyTree, params: PyTree) -> list[Any]:
+    """:func:`match` of a tree whose leaves have the names of the parameters."""
+    leaves = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
+    numbered = _plain(structure.unflatten(range(len(leaves))))
+    return _matched(numbered, _plain(tree), leaves)
+
+
+def _matched(numbered: Any, named: Any, leaves: list[Any]) -> list[Any]:
     found: list[Any] = [None] * len(leaves)
     for i, leaf in _pairs(numbered, named, ""):
         shapes = np.shape(leaf), np.shape(leaves[i])

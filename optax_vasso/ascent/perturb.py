@@ -223,12 +223,10 @@ def _perturb(
         radius = jnp.asarray(
             value_at(rho, state.step), numerics.accumulation_dtype(updates)
         )
-        added = numerics.map_updates(
-            lambda g, e: e.astype(g.dtype),
-            updates,
-            perturbation(updates, radius, state.step, params),
+        added = perturbation(updates, radius, state.step, params)
+        return numerics.cast_updates(added, updates), PerturbState(
+            optax.safe_increment(state.step)
         )
-        return added, PerturbState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init_fn, update_fn)
 

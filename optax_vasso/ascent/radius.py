@@ -8,16 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import numerics
-from optax_vasso._internal.checks import (
-    Hyperparameter,
-    check_loss,
-    check_not_negative,
-    check_params,
-    check_state,
-    check_transformation,
-    value_at,
-)
+from optax_vasso._internal import checks, numerics
+from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.trees import FollowsLoss, Report
 
 PyTree = Any
@@ -162,23 +154,23 @@ def hold_rise(
       Radius <https://arxiv.org/abs/2408.08222>`_, 2024, learn ρ by the gap between
       training and validation loss.
     """
-    check_transformation("ascent", ascent)
-    check_not_negative("rise", rise)
+    checks.check_transformation("ascent", ascent)
+    checks.check_not_negative("rise", rise)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params: PyTree) -> HeldRiseState:
-        check_params(params)
-        zeros = [numerics.state_scalar() for _ in range(9)]
+        checks.check_params(params)
+        scalar = numerics.state_scalar
         return HeldRiseState(
             held_state=ascent.init(params),
             step=jnp.zeros((), jnp.int32),
-            share=zeros[0],
-            radius=numerics.state_scalar(FIRST_RADIUS),
-            newest=zeros[1],
-            blocks=(zeros[2], zeros[3], zeros[4]),
-            clean=zeros[5],
-            perturbed=zeros[6],
-            report=Report({"rho": zeros[7], "rise": zeros[8]}),
+            share=scalar(),
+            radius=scalar(FIRST_RADIUS),
+            newest=scalar(),
+            blocks=(scalar(), scalar(), scalar()),
+            clean=scalar(),
+            perturbed=scalar(),
+            report=Report({"rho": scalar(), "rise": scalar()}),
         )
 
     def update_fn(
@@ -189,13 +181,13 @@ def hold_rise(
         value: jax.typing.ArrayLike | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, HeldRiseState]:
-        check_state(state, HeldRiseState, "hold_rise")
+        checks.check_state(state, HeldRiseState, "hold_rise")
         if value is None:
             raise ValueError(
                 "hold_rise needs the loss as value, got None: use make_train_step, or "
                 "call update(grads, state, params, value=loss, grad_fn=grad_fn)."
             )
-        check_loss(value)
+        checks.check_loss(value)
         perturbation, held_state = ascent.update(
             updates, state.held_state, params, value=value, **extra_args
         )

@@ -87,7 +87,7 @@ def vasso_ema(
         VassoEmaState,
         "vasso_ema",
         lambda step: value_at(theta, step),
-        lambda updates, state, average: cast_to_updates(average, updates),
+        lambda updates, state, average: numerics.cast_updates(average, updates),
         accumulator_dtype,
     )
 
@@ -293,8 +293,3 @@ def moving_average(
         average,
         is_leaf=lambda g: g is None,
     )
-
-
-def cast_to_updates(direction: PyTree, updates: PyTree) -> PyTree:
-    """Cast to the dtypes of the updates, and to None where an update is None."""
-    return numerics.map_updates(lambda g, d: d.astype(g.dtype), updates, direction)

@@ -49,6 +49,6 @@ def until(steps: Any, rho: Hyperparameter) -> Callable[[jax.Array], jax.Array]:
     checks.check_not_negative("rho", rho)
 
     def schedule(step: jax.Array) -> jax.Array:
-        return jnp.where(step < steps - 1, jnp.asarray(value_at(rho, step)), 0)
+        return jnp.where(step < steps - 1, value_at(rho, step), 0.0)
 
     return schedule

@@ -116,10 +116,6 @@ def arrival(seen: Seen) -> jax.Array:
     return numerics.cosine(rounded, seen.perturbation)
 
 
-def _previous_perturbation(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, params)
-
-
 def _moved(seen: Seen, previous: PyTree) -> tuple[jax.Array, PyTree]:
     length = numerics.norm(seen.perturbation)
     move = numerics.norm(
@@ -134,7 +130,7 @@ def _moved(seen: Seen, previous: PyTree) -> tuple[jax.Array, PyTree]:
 #: How far the adversary moves from step to step, ‖ε_t − ε_{t−1}‖/‖ε_t‖. It lies
 #: between 0 and 2, and is 1 at the first step. The papers bound it by O(√θ σ) for
 #: VaSSO where SAM has O(σ). It keeps the last perturbation, a copy of the parameters.
-stability = Measure("stability", _previous_perturbation, _moved)
+stability = Measure("stability", optax.tree.zeros_like, _moved)
 
 
 def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> Measure:
@@ -159,9 +155,8 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
     checks.check_number("decay", decay, "in [0, 1)", lambda v: 0 <= v < 1)
 
     def init(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        del params
-        total, weight = numerics.state_scalar(), numerics.state_scalar()
-        return total, weight
+        shape = jax.eval_shape(measure, Seen(*4 * (params,))).shape
+        return jnp.zeros(shape), jnp.zeros(shape)
 
     def update(seen: Seen, state: Any) -> tuple[jax.Array, Any]:
         newest = measure(seen)

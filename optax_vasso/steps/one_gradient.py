@@ -318,7 +318,7 @@ def _start(
         return (None,)
     start = -before if step is None else step.astype(before.dtype) - before
     if moves or numerics.has_few_bits(param):
-        start = param.astype(before.dtype) + start
+        start = jnp.asarray(param, before.dtype) + start
     return (start,)
 
 
@@ -346,7 +346,7 @@ def _finish(
     direction = output.astype(last.dtype)
     target = start + _scaled(scale, direction)
     if not numerics.has_few_bits(param):
-        return target.astype(param.dtype), direction, rounding
+        return target.astype(jnp.result_type(param)), direction, rounding
     wide = param.astype(target.dtype)
     update = numerics.round_to(target - wide, param.dtype)
     # The sum that the training loop will form, with its rounding.

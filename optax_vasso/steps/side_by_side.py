@@ -21,6 +21,8 @@ from optax_vasso._internal.extra_args import (
     with_synonyms,
 )
 from optax_vasso.ascent.perturb import sam_perturb
+from optax_vasso.ascent.select import masked_ascent
+from optax_vasso.ascent.trained import trained_by
 from optax_vasso.steps.evaluation import eval_params
 from optax_vasso.steps.one_gradient import LaggedState, lagged
 from optax_vasso.steps.two_gradients import gradient_at
@@ -74,7 +76,8 @@ class SampaState(NamedTuple):
 
     Attributes:
       step: updates so far, an int32 scalar.
-      gradient: ∇f(y_t), like the parameters; zero before the first step.
+      gradient: ∇f(y_t), like the parameters; zero before the first step, and where the
+        optimizer freezes them.
       lagged_state: the perturbation and the state of the base optimizer, a
         :class:`optax_vasso.steps.LaggedState`.
     """
@@ -99,7 +102,9 @@ def sampa(
         x_{t+1} = x_t + optimizer((1 − λ) ∇f(x̃_t) + λ ∇f(y_{t+1}), x_t)
 
     where the loop computes ∇f(x̃_t), and ``grad_fn`` returns ∇f(y_{t+1}) on the same
-    batch. The first step has no perturbation. Evaluate :func:`optax_vasso.eval_params`.
+    batch. The first step has no perturbation. Leaves that the optimizer freezes
+    (:func:`optax_vasso.ascent.trained_by`) stay where they are at both points. Evaluate
+    :func:`optax_vasso.eval_params`.
 
     Args:
       optimizer: any Optax optimizer; the authors use SGD with momentum.
@@ -122,7 +127,9 @@ def sampa(
     """
     checks.check_not_negative("learning_rate", learning_rate)
     checks.check_hyperparameter("lmbda", lmbda, "in [0, 1]", lambda v: 0 <= v <= 1)
-    inner = lagged(optimizer, optax.chain(clean_gradient(), sam_perturb(rho)))
+    is_trained = trained_by(optimizer)
+    perturb = masked_ascent(sam_perturb(rho), is_trained)
+    inner = lagged(optimizer, optax.chain(clean_gradient(), perturb))
 
     def init_fn(params: PyTree) -> SampaState:
         lagged_state = inner.init(params)
@@ -158,10 +165,12 @@ def sampa(
             **passing(extra_args, grad_fn=lambda _: gradient),
         )
         step = optax.safe_increment(state.step)
+        # Zero where the optimizer moves nothing, so that y does not move there either.
         kept = jax.tree.map(
-            numerics.finite_or,
+            lambda new, old, moves: numerics.finite_or(new, old) if moves else old,
             numerics.cast_like(gradient, state.gradient),
             state.gradient,
+            is_trained(params),
         )
         return new_updates, SampaState(step, kept, lagged_state)
 

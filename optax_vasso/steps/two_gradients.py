@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import checks, mapped, numerics, trees
+from optax_vasso._internal import checks, mapped, numerics, paths, trees
 from optax_vasso._internal.extra_args import (
     passing,
     required_gradient_fn,
@@ -269,25 +269,21 @@ def gradient_at(
             "or optax.partition stands around the optimizer: put it into the base "
             "optimizer, and choose the perturbed leaves by mask=."
         ) from error
-    structure: Any = jax.tree.structure(clean_grads)
-    value = None
+    found: list[Any] = [(None, result)]
+    if isinstance(result, tuple) and len(result) == 2:
+        found.append(result)
     # A finite tree cannot be (leaf, itself): the two contracts are never confused.
-    aligned = _aligned(result, clean_grads)
-    if aligned is None:
-        value, aligned = _split(result, clean_grads)
-    result = structure.unflatten(aligned)
-    shapes = [
-        [jnp.shape(leaf) for leaf in jax.tree.leaves(t)] for t in (result, clean_grads)
-    ]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "grad_fn must return gradients with the shapes of those passed to update, "
-            f"{shapes[1]}, got {shapes[0]}: differentiate the loss by the parameters "
-            "passed to grad_fn."
-        )
-    return numerics.map_updates(
-        lambda g, like: jnp.asarray(g).astype(like.dtype), result, clean_grads
-    ), value
+    for value, grads in found:
+        aligned = _aligned(grads, clean_grads)
+        if aligned is not None and _is_scalar(value):
+            return numerics.cast_updates(aligned, clean_grads), value
+    raise ValueError(
+        "grad_fn must return gradients like those passed to update, or (value, "
+        f"gradients) with a scalar value, got {_in_words(result)} "
+        f"({checks.tree_difference(result, clean_grads)}): differentiate the loss by "
+        "the same parameters, as in grad_fn = jax.grad(lambda params: loss(params, "
+        "batch)), and leave auxiliary outputs out."
+    )
 
 
 def _is_masked(params: PyTree) -> bool:
@@ -295,60 +291,30 @@ def _is_masked(params: PyTree) -> bool:
     return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
-def _aligned(grads: PyTree, clean_grads: PyTree) -> list[Any] | None:
-    """The leaves of ``grads`` in the order of the clean ones, or None if they differ.
-
-    The containers may be others, such as those of :func:`flax.nnx.grad` around the
-    arrays of the same names.
-    """
-    structure: Any = jax.tree.structure(clean_grads)
-    if jax.tree.structure(grads) == structure:
-        return jax.tree.leaves(grads)
-    found, wanted = (jax.tree.leaves_with_path(t) for t in (grads, clean_grads))
-    if len(found) != len(wanted):
-        return None
-    for (path, leaf), (clean_path, clean) in zip(found, wanted, strict=True):
-        short, long = sorted((_names(path), _names(clean_path)), key=len)
-        rest = iter(long)
-        if jnp.shape(leaf) != jnp.shape(clean) or any(n not in rest for n in short):
-            return None  # not the same array, or the names are not those in order
-    return [leaf for _, leaf in found]
-
-
-def _names(path: Any) -> list[str]:
-    return [jax.tree_util.keystr((key,), simple=True) for key in path]
-
-
-def _split(result: Any, clean_grads: PyTree) -> tuple[jax.Array, list[Any]]:
-    """Value and leaves of what :func:`jax.value_and_grad` returns."""
-    if isinstance(result, tuple) and len(result) == 2:
-        value, grads = result
-        aligned = _aligned(grads, clean_grads)
-        if aligned is not None:
-            if jax.tree_util.all_leaves([value]) and jnp.ndim(value) == 0:
-                return value, aligned
-            raise ValueError(
-                "grad_fn must return gradients, or (value, gradients) with a scalar "
-                f"value, got {_in_words(value)} with the gradients: leave auxiliary "
-                "outputs out, or take them in a call of your own."
-            )
-        if _aligned(value, clean_grads) is not None:
-            raise ValueError(
-                "grad_fn must return gradients, or (value, gradients), got (gradients, "
-                f"{_in_words(grads)}): leave auxiliary outputs out, or take them in a "
-                "call of your own."
-            )
-    raise ValueError(
-        "grad_fn must return gradients with the tree structure of those passed to "
-        f"update, or (value, gradients), got {_in_words(result)} "
-        f"({checks.tree_difference(result, clean_grads)}): differentiate the loss by "
-        "the same parameters, as in grad_fn = jax.grad(lambda params: loss(params, "
-        "batch))."
+def _is_scalar(value: Any) -> bool:
+    return value is None or (
+        jax.tree_util.all_leaves([value]) and jnp.shape(value) == ()
     )
+
+
+def _aligned(grads: PyTree, clean_grads: PyTree) -> PyTree | None:
+    """The gradients in the containers of the clean ones, or None if they differ.
+
+    :func:`flax.nnx.grad` returns others, around arrays of the same names.
+    """
+    try:
+        leaves = paths.match_names(grads, clean_grads)
+    except paths.PathError:
+        return None
+    structure: Any = jax.tree.structure(clean_grads)
+    is_whole = all(leaf is not None for leaf in leaves)
+    return structure.unflatten(leaves) if is_whole else None
 
 
 def _in_words(value: Any) -> str:
     """What a value is, in a few words."""
     if jax.tree_util.all_leaves([value]):
         return f"an array of shape {jnp.shape(value)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_in_words, value))})"
     return f"a {type(value).__name__} of {len(jax.tree.leaves(value))} arrays"

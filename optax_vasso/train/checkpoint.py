@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import numbers
 import os
 import re
 import sys
@@ -35,7 +34,7 @@ except ImportError as error:
     ) from error
 
 from optax_vasso._internal import description
-from optax_vasso._internal.checks import is_key
+from optax_vasso._internal.checks import check_integer, is_key
 from optax_vasso._internal.locks import lock
 
 PyTree = Any
@@ -94,8 +93,7 @@ def checkpoints(
       ValueError: if keep is less than 1 or config has a value that JSON cannot hold.
       OSError: if the directory cannot be made, or another process has it open.
     """
-    if not isinstance(keep, numbers.Integral) or keep < 1:
-        raise ValueError(f"keep must be an integer >= 1, got {keep!r}.")
+    check_integer("keep", keep, 1)
     config = description.as_json(config)
     directory = os.fspath(directory)
     is_url = "://" in directory
@@ -249,9 +247,11 @@ def _read(
         return None, error
     description.check_same(described, description.describe(like, config), folder)
     handler = ocp.StandardCheckpointHandler()
-    wanted = ocp.args.StandardRestore(_abstract(_as_dict(like)))
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
     arrays, error = _persistently(
-        lambda: handler.restore(folder / "arrays", args=wanted)
+        lambda: handler.restore(
+            folder / "arrays", args=ocp.args.StandardRestore(shapes)
+        )
     )
     if error:
         return None, error
@@ -373,13 +373,6 @@ def _from_dict(arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
             new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(leaf))
         leaves[i] = new
     return jax.tree.unflatten(structure, leaves)
-
-
-def _abstract(arrays: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in arrays.items()
-    }
 
 
 def _first_line(error: BaseException) -> str:

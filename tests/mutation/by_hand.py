@@ -43,7 +43,7 @@ BY_HAND = [
     (SAMPA, "lambda v: 0 <= v <= 1)", "lambda v: 0 < v <= 1)"),
     (SAMPA, '"in [0, 1]", lambda v: 0 <= v <= 1)', '"in [0, 1]", lambda v: 0 <= v)'),
     (SAMPA, "numerics.cast_like(gradient, state.gradient),", "gradient,"),
-    (SAMPA, "numerics.finite_or,", "lambda new, old: new,"),
+    (SAMPA, "numerics.finite_or(new, old) if moves", "new if moves"),
     (SAMPA, "grad_fn=lambda _: gradient)", "grad_fn=lambda _: mixed)"),
     # One gradient per step.
     (LAGGED, "one = float(rho is None)", "one = 1.0"),
@@ -227,7 +227,7 @@ BY_HAND = [
         '(with_synonyms(extra_args).get("value"), updates, new_updates)',
         "(updates, new_updates)",
     ),
-    (WRAPPERS, ") & _stays_finite(state.optimizer_state, optimizer_state)", ")"),
+    (WRAPPERS, ") & all_finite(optimizer_state, state.optimizer_state)", ")"),
     (WRAPPERS, "jnp.isfinite(after) | ~jnp.isfinite(before)", "jnp.isfinite(after)"),
     (
         WRAPPERS,
