@@ -19,7 +19,6 @@ parallel = true
 data_file = {data}
 source = {source}
 context = ${{MUTATION_TEST-}}
-sigterm = true
 disable_warnings = no-data-collected, module-not-measured, module-not-imported
 """
 

@@ -158,6 +158,7 @@ def in_fork(action, log, seconds):
             with contextlib.suppress(OSError):
                 Path("/proc/self/autogroup").write_text(str(os.nice(0)))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             seconds = int(seconds)
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             with open(log, "wb") as out:
