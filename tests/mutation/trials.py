@@ -5,7 +5,8 @@ from a cache on the disk wherever the error does not change them.
 """
 
 import contextlib
-import importlib
+import gc
+import importlib.metadata
 import json
 import os
 import resource
@@ -137,7 +138,13 @@ def prepare(folder):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     for name in IMPORTED.split():
         importlib.import_module(name)
+    for plugin in importlib.metadata.entry_points(group="pytest11"):
+        plugin.load()
     assert not any(name.startswith(PACKAGE) for name in sys.modules)
+    # Every fork, and pytest at its end, would otherwise search these modules for
+    # garbage, which takes longer than most tests.
+    gc.collect()
+    gc.freeze()
 
 
 def in_fork(action, log, seconds):
