@@ -1,5 +1,7 @@
 """Bad input is one clear sentence that names the argument, its value and the remedy."""
 
+import inspect
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -204,6 +206,74 @@ def test_recipes_pass_the_error_on(build):
         build()
 
 
+ROOMS = (
+    *(ov, ov.ascent, ov.descent, ov.factors, ov.gate, ov.metrics, ov.train),
+    ov.wrappers,
+)
+# A value for every argument that a public function cannot do without.
+REQUIRED = {
+    **dict.fromkeys(("rho", "sigma", "lmbda", "theta", "alpha", "gamma", "p"), 0.5),
+    "learning_rate": 0.1,
+    "optimizer": optax.sgd(0.1),
+    "ascent": ASCENT,
+    "mask": True,
+    "steps": 1,
+    "params": PARAMS,
+    "loss_fn": lambda params, batch: 0.0,
+    "axis_name": "data",
+    "groups": 2,
+    "state": ov.init_train_state(PARAMS, optax.sgd(0.1)),
+    "mesh": jax.make_mesh((1,), ("data",)),
+}
+# What evasso passes on to gate.bernoulli.
+RENAMED = {"probability": "p"}
+
+
+def arguments_of_type(*kinds):
+    """Every public function beside every argument of its own of such a type."""
+    functions = {
+        vars(room)[name]
+        for room in ROOMS
+        for name in getattr(room, "__all__", vars(room))
+        if inspect.isfunction(vars(room)[name]) and name[0] != "_"
+    }
+    return [
+        pytest.param(function, name, id=f"{function.__name__}-{name}")
+        for function in sorted(functions, key=lambda f: (f.__module__, f.__name__))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if str(parameter.annotation).split(" | ")[0] in kinds
+    ]
+
+
+def call_with(function, **given):
+    """A call of a function with one argument of interest."""
+    parameters = inspect.signature(function).parameters
+    needed = {
+        name: REQUIRED[name]
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    return function(**needed | given)
+
+
+@pytest.mark.parametrize(("function", "name"), arguments_of_type("Hyperparameter"))
+def test_every_hyperparameter_is_looked_at_where_it_is_given(function, name):
+    with pytest.raises(
+        ValueError, match=f"^{RENAMED.get(name, name)} must be .*, got nan"
+    ):
+        call_with(function, **{name: NAN})
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), arguments_of_type("optax.GradientTransformation")
+)
+def test_every_transformation_is_looked_at_where_it_is_given(function, name):
+    with pytest.raises(
+        ValueError, match=f"^{name} must be an optax.GradientTransformation, got the fu"
+    ):
+        call_with(function, **{name: optax.sgd})
+
+
 def test_what_has_no_value_yet_is_taken_as_it_is():
     """A schedule and a traced number: a radius of −1 turns the perturbation round."""
     updates = {"w": jnp.asarray([3.0, 4.0])}
@@ -308,6 +378,9 @@ WITH_STATE = {
     "track_arrival": ov.metrics.track_arrival(ov.lagged_vasso(BASE_SGD)),
     "skip_nonfinite": ov.wrappers.skip_nonfinite(BASE_SGD),
     "average_over": ov.train.average_over(BASE_SGD, "data"),
+    "balanced": ov.factors.balanced(
+        BASE_SGD, learning_rate=0.1, alpha=0.1, names=("w", "b")
+    ),
 }
 NEED_PARAMS = {
     "asam_perturb": ov.asam_perturb(0.1),
@@ -319,7 +392,7 @@ NEED_PARAMS = {
         name: WITH_STATE[name]
         for name in (
             *("decoupled_descent", "sharpness_aware", "lagged", "sampa", "track"),
-            *("track_arrival", "skip_nonfinite"),
+            *("track_arrival", "skip_nonfinite", "balanced"),
         )
     },
 }
