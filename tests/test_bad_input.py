@@ -1,7 +1,5 @@
 """Bad input is one clear sentence that names the argument, its value and the remedy."""
 
-import inspect
-
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -204,74 +202,6 @@ def test_the_closed_ends_of_a_range_are_allowed():
 def test_recipes_pass_the_error_on(build):
     with pytest.raises(ValueError, match="must be .*, got"):
         build()
-
-
-ROOMS = (
-    *(ov, ov.ascent, ov.descent, ov.factors, ov.gate, ov.metrics, ov.train),
-    ov.wrappers,
-)
-# A value for every argument that a public function cannot do without.
-REQUIRED = {
-    **dict.fromkeys(("rho", "sigma", "lmbda", "theta", "alpha", "gamma", "p"), 0.5),
-    "learning_rate": 0.1,
-    "optimizer": optax.sgd(0.1),
-    "ascent": ASCENT,
-    "mask": True,
-    "steps": 1,
-    "params": PARAMS,
-    "loss_fn": lambda params, batch: 0.0,
-    "axis_name": "data",
-    "groups": 2,
-    "state": ov.init_train_state(PARAMS, optax.sgd(0.1)),
-    "mesh": jax.make_mesh((1,), ("data",)),
-}
-# What evasso passes on to gate.bernoulli.
-RENAMED = {"probability": "p"}
-
-
-def arguments_of_type(*kinds):
-    """Every public function beside every argument of its own of such a type."""
-    functions = {
-        vars(room)[name]
-        for room in ROOMS
-        for name in getattr(room, "__all__", vars(room))
-        if inspect.isfunction(vars(room)[name]) and name[0] != "_"
-    }
-    return [
-        pytest.param(function, name, id=f"{function.__name__}-{name}")
-        for function in sorted(functions, key=lambda f: (f.__module__, f.__name__))
-        for name, parameter in inspect.signature(function).parameters.items()
-        if str(parameter.annotation).split(" | ")[0] in kinds
-    ]
-
-
-def call_with(function, **given):
-    """A call of a function with one argument of interest."""
-    parameters = inspect.signature(function).parameters
-    needed = {
-        name: REQUIRED[name]
-        for name, parameter in parameters.items()
-        if parameter.default is inspect.Parameter.empty
-    }
-    return function(**needed | given)
-
-
-@pytest.mark.parametrize(("function", "name"), arguments_of_type("Hyperparameter"))
-def test_every_hyperparameter_is_looked_at_where_it_is_given(function, name):
-    with pytest.raises(
-        ValueError, match=f"^{RENAMED.get(name, name)} must be .*, got nan"
-    ):
-        call_with(function, **{name: NAN})
-
-
-@pytest.mark.parametrize(
-    ("function", "name"), arguments_of_type("optax.GradientTransformation")
-)
-def test_every_transformation_is_looked_at_where_it_is_given(function, name):
-    with pytest.raises(
-        ValueError, match=f"^{name} must be an optax.GradientTransformation, got the fu"
-    ):
-        call_with(function, **{name: optax.sgd})
 
 
 def test_what_has_no_value_yet_is_taken_as_it_is():

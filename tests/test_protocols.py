@@ -174,16 +174,17 @@ def test_two_metrics_of_one_name_are_refused(optimizer):
         metrics_of(optimizer)
 
 
-def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
+@pytest.mark.parametrize(("deep", "last"), [("deep", "last"), (1, 2)])
+def test_the_metrics_of_a_partition_are_told_apart_by_its_labels(deep, last):
     groups = {
         label: ov.lagged_vasso(
             optax.chain(track(running_mean(cosine), grad_norm), optax.sgd(RATE)), rho
         )
-        for label, rho in {"deep": 0.1, "last": 0.0}.items()
+        for label, rho in {deep: 0.1, last: 0.0}.items()
     }
     optimizer = optax.chain(
         reporting(mine=jnp.ones(())),
-        optax.partition(groups, {"w": "deep", "b": "last"}),
+        optax.partition(groups, {"w": deep, "b": last}),
     )
 
     def loss(params, batch):
@@ -193,12 +194,12 @@ def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
     step = ov.make_train_step(loss, optimizer)
     _, metrics = step(ov.init_train_state(params, optimizer), jnp.zeros(3))
     assert metrics.keys() == {
-        "loss", "mine", "grad_norm/deep", "grad_norm/last",
-        "mean_cosine/deep", "mean_cosine/last",
+        "loss", "mine", f"grad_norm/{deep}", f"grad_norm/{last}",
+        f"mean_cosine/{deep}", f"mean_cosine/{last}",
     }  # fmt: skip
     # The gradients at the start are 2 in three entries and 2 in two.
-    assert metrics["grad_norm/deep"] == pytest.approx(12**0.5)
-    assert metrics["grad_norm/last"] == pytest.approx(8**0.5)
+    assert metrics[f"grad_norm/{deep}"] == pytest.approx(12**0.5)
+    assert metrics[f"grad_norm/{last}"] == pytest.approx(8**0.5)
 
 
 @pytest.mark.parametrize("around", [lambda o: o, ov.wrappers.skip_nonfinite])
