@@ -44,7 +44,7 @@ LEFT_OUT = (
 )
 BROKEN = 98  # exit status: the library cannot be imported
 # Seconds and files of the parts in which tests are run: most errors end in the first.
-PARTS = (2.0, 1), (10.0, 6), (float("inf"), 1000)
+PARTS = (1.0, 4), (8.0, 10), (float("inf"), 1000)
 # Of processor time, not of the clock: a loaded machine is no endless loop.
 PATIENCE = 60.0  # seconds to import, collect and compile, whatever the tests take
 
