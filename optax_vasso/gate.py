@@ -230,7 +230,10 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
         )
         if axes:  # a local ascent: all devices decide alike
             newest = _root_mean_square(newest, axes)
-        share = jnp.asarray(value_at(decay, state.step), dtype)
+        share, bar = (
+            jnp.asarray(value_at(value, state.step), dtype)
+            for value in (decay, threshold)
+        )
 
         # A length and ratios, not ‖g‖² and its variance: these leave the range of
         # float32 for gradients of 1e10.
@@ -250,7 +253,7 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
             jnp.minimum(variance, 1e24),
         )
 
-        bound = 1 + value_at(threshold, state.step) * jnp.sqrt(averages[2])
+        bound = 1 + bar * jnp.sqrt(averages[2])
         is_finite = jnp.isfinite(newest)
         return ((ratio >= bound) | is_extreme) & is_finite, AdaptiveState(
             optax.safe_increment(state.step),

@@ -345,3 +345,11 @@ def test_per_layer_and_masked_ascent_pass_extra_arguments_on():
     assert call["value"] == 7
     assert call["direction"]["a"] == optax.MaskedNode()
     assert float(call["direction"]["b"][0]) == 6.0
+
+
+def test_without_a_mask_an_ascent_stays_as_it_is():
+    """It needs no parameters, which only a mask reads."""
+    grads = {"w": jnp.array([3.0, 4.0])}
+    ascent = ov.ascent.masked_ascent(ov.sam_perturb(0.5), None)
+    perturbation, _ = ascent.update(grads, ascent.init(grads))
+    np.testing.assert_allclose(perturbation["w"], [0.3, 0.4], rtol=1e-6)

@@ -308,6 +308,9 @@ WITH_STATE = {
     "track_arrival": ov.metrics.track_arrival(ov.lagged_vasso(BASE_SGD)),
     "skip_nonfinite": ov.wrappers.skip_nonfinite(BASE_SGD),
     "average_over": ov.train.average_over(BASE_SGD, "data"),
+    "balanced": ov.factors.balanced(
+        BASE_SGD, learning_rate=0.1, alpha=0.1, names=("w", "b")
+    ),
 }
 NEED_PARAMS = {
     "asam_perturb": ov.asam_perturb(0.1),
@@ -319,7 +322,7 @@ NEED_PARAMS = {
         name: WITH_STATE[name]
         for name in (
             *("decoupled_descent", "sharpness_aware", "lagged", "sampa", "track"),
-            *("track_arrival", "skip_nonfinite"),
+            *("track_arrival", "skip_nonfinite", "balanced"),
         )
     },
 }

@@ -21,6 +21,7 @@ DEFAULTS = {
         "sam_perturb": {"p": 2},
     },
     ov.descent: {},
+    ov.factors: {"balanced": {"stacked": False}},
     ov.gate: {"adaptive": {"threshold": 0.0, "decay": 0.9}, "bernoulli": {"seed": 0}},
     ov.metrics: {
         "check_uphill": {"least": 0.0},

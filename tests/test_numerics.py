@@ -57,6 +57,12 @@ def test_normalized_extremes_have_length_one(extreme, jit):
     )
 
 
+@pytest.mark.parametrize("norm", [1e-8, 1e-3, 1.0, 1e18])
+def test_a_usual_norm_takes_one_pass(norm):
+    _, factor = numerics._scaled_norm({"a": jnp.full(4, norm / 2)})
+    assert factor == 1
+
+
 def test_norm_is_finite_whenever_it_can_be():
     tree = [jnp.asarray([1.7e38, 1.7e38])]
     assert float(norm(tree)) == pytest.approx(1.7e38 * np.sqrt(2), rel=1e-6)

@@ -76,6 +76,52 @@ def test_a_local_ascent_divides_what_is_an_ascents():
     assert average.ascent_state.shape == (2, 2)
 
 
+# What takes nothing beyond the three arguments of every transformation.
+PLAIN = optax.GradientTransformation(
+    lambda params: optax.EmptyState(),
+    lambda updates, state, params=None: (updates, state),
+)
+AROUND_PLAIN = {
+    "sharpness_aware": ov.sharpness_aware(PLAIN, PLAIN),
+    "lagged": ov.lagged(PLAIN, PLAIN),
+    "decoupled_descent": ov.descent.decoupled_descent(
+        PLAIN, learning_rate=0.1, gamma=0.5
+    ),
+    "balanced": ov.factors.balanced(
+        PLAIN, learning_rate=0.1, alpha=0.1, names=("w", "b")
+    ),
+    "masked_ascent": ov.ascent.masked_ascent(PLAIN, {"w": True, "b": False}),
+    "unmasked_ascent": ov.ascent.masked_ascent(PLAIN, None),
+    "per_layer": ov.ascent.per_layer(PLAIN),
+    "hold_rise": ov.ascent.hold_rise(PLAIN),
+    "average_over": ov.train.average_over(PLAIN, "data"),
+    "skip_nonfinite": ov.wrappers.skip_nonfinite(PLAIN),
+    "in_float32": ov.wrappers.in_float32(PLAIN),
+}
+
+
+@pytest.mark.parametrize("name", AROUND_PLAIN)
+def test_a_transformation_without_extra_arguments_is_passed_none(name):
+    outer = AROUND_PLAIN[name]
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones((2, 2))}
+
+    def update(params):
+        state = outer.init(params)
+        return outer.update(
+            params,
+            state,
+            params,
+            grad_fn=lambda x: x,
+            clean_grads=params,
+            ascended=True,
+            direction=params,
+            value=jnp.ones(()),
+        )[0]
+
+    shapes = jax.eval_shape(jax.vmap(update, axis_name="data"), params)
+    assert shapes["w"].shape == (2, 3)
+
+
 def reporting(**metrics):
     """A transformation of somebody else's that reports."""
 
@@ -128,16 +174,17 @@ def test_two_metrics_of_one_name_are_refused(optimizer):
         metrics_of(optimizer)
 
 
-def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
+@pytest.mark.parametrize(("deep", "last"), [("deep", "last"), (1, 2)])
+def test_the_metrics_of_a_partition_are_told_apart_by_its_labels(deep, last):
     groups = {
         label: ov.lagged_vasso(
             optax.chain(track(running_mean(cosine), grad_norm), optax.sgd(RATE)), rho
         )
-        for label, rho in {"deep": 0.1, "last": 0.0}.items()
+        for label, rho in {deep: 0.1, last: 0.0}.items()
     }
     optimizer = optax.chain(
         reporting(mine=jnp.ones(())),
-        optax.partition(groups, {"w": "deep", "b": "last"}),
+        optax.partition(groups, {"w": deep, "b": last}),
     )
 
     def loss(params, batch):
@@ -147,12 +194,12 @@ def test_the_metrics_of_a_partition_are_told_apart_by_its_labels():
     step = ov.make_train_step(loss, optimizer)
     _, metrics = step(ov.init_train_state(params, optimizer), jnp.zeros(3))
     assert metrics.keys() == {
-        "loss", "mine", "grad_norm/deep", "grad_norm/last",
-        "mean_cosine/deep", "mean_cosine/last",
+        "loss", "mine", f"grad_norm/{deep}", f"grad_norm/{last}",
+        f"mean_cosine/{deep}", f"mean_cosine/{last}",
     }  # fmt: skip
     # The gradients at the start are 2 in three entries and 2 in two.
-    assert metrics["grad_norm/deep"] == pytest.approx(12**0.5)
-    assert metrics["grad_norm/last"] == pytest.approx(8**0.5)
+    assert metrics[f"grad_norm/{deep}"] == pytest.approx(12**0.5)
+    assert metrics[f"grad_norm/{last}"] == pytest.approx(8**0.5)
 
 
 @pytest.mark.parametrize("around", [lambda o: o, ov.wrappers.skip_nonfinite])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from optax_vasso._internal.checks import is_key, is_left_out
+from optax_vasso._internal.checks import check_transformation, is_key, is_left_out
 from optax_vasso.train.step import TrainState
 
 PyTree = Any
@@ -100,10 +100,11 @@ def state_shardings(
         :func:`fsdp_specs` makes it, or one for all of them.
 
     Raises:
-      ValueError: if specs has another structure than the parameters, or a spec does
-        not fit its parameter.
+      ValueError: if optimizer is no transformation, specs has another structure than
+        the parameters, or a spec does not fit its parameter.
     """
     check_mesh(mesh)
+    check_transformation("optimizer", optimizer)
     structure: Any = jax.tree.structure(state.params)
     if _is_spec(specs):
         specs = jax.tree.map(lambda _: specs, state.params)

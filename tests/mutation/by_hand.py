@@ -159,11 +159,6 @@ BY_HAND = [
         "ascent_gradient and local_gradient(axis, ascent_gradient)",
         "ascent_gradient",
     ),
-    (
-        LOCAL,
-        "return jax.jit(train_step, donate_argnums=0)",
-        "return jax.jit(train_step)",
-    ),
     (LOCAL, "if mesh.shape[axis] != groups:", "if mesh.shape[axis] < groups:"),
     # Gates.
     ("gate.py", "(ratio >= bound) | is_extreme", "(ratio > bound) | is_extreme"),
@@ -310,8 +305,8 @@ BY_HAND = [
     (DESCENT, "s if moves else jnp.zeros_like(s)", "s"),
     (
         DESCENT,
-        "length = weight * numerics.norm(clean_grads)",
-        "length = weight * numerics.norm(updates)",
+        "norm = numerics.norm(clean_grads)",
+        "norm = numerics.norm(updates)",
     ),
     (DESCENT, "numerics.cast_like(orthogonal, state.orthogonal)", "orthogonal"),
     (

@@ -26,4 +26,19 @@ EQUIVALENT = {
         "return target.astype(param.dtype), direction, rounding",
         "return (target), direction, rounding",
     ): "a parameter of 32 bits or more has the dtype of its perturbation",
+    (
+        "train/averages.py",
+        "at._replace(params=params, key=key, clean=clean)",
+        "at._replace(params=params, key=key)",
+    ): "nothing is differentiated at the clean parameters",
+    (
+        "metrics/tracking.py",
+        "return total, weight",
+        "return weight, total",
+    ): "both are zero",
+    (
+        "recipes.py",
+        "ascent = optax.chain(optax.scale(-1.0), carried_ema(theta))",
+        "ascent = optax.chain(optax.scale(-2.0), carried_ema(theta))",
+    ): "a direction has no length",
 }

@@ -1,6 +1,7 @@
 """Which test runs which line of the library, and how long it takes."""
 
 import ast
+import collections
 import functools
 import hashlib
 import json
@@ -19,7 +20,6 @@ parallel = true
 data_file = {data}
 source = {source}
 context = ${{MUTATION_TEST-}}
-sigterm = true
 disable_warnings = no-data-collected, module-not-measured, module-not-imported
 """
 
@@ -165,6 +165,14 @@ class Known:
         self.files = [
             json.loads(path.read_text()) for path in sorted(folder.tests.glob("*.json"))
         ]
+        # Of each test, how many lines of the library it runs.
+        self.reach = collections.Counter(
+            name
+            for known in self.files
+            for lines in known["lines"].values()
+            for names in lines.values()
+            for name in names
+        )
 
     def recorded(self):
         """The files of tests that have a record."""
@@ -173,14 +181,14 @@ class Known:
     def tests_of(self, mutant, budget):
         """Pairs of a test and its seconds, for one mutant.
 
-        First the tests that run its line, from those files on that are most about it;
+        First the tests that run its line, those on that are quick and run little else;
         then the other tests of these files.
 
         Args:
             mutant: The error.
             budget: Seconds that the tests may take together.
         """
-        about, rest, late = [], [], set()
+        on, off, late = [], [], set()
         for known in self.files:
             lines = known["lines"].get(mutant.file, {})
             if not lines:
@@ -190,33 +198,28 @@ class Known:
             else:  # the module has changed since: whoever runs any of it
                 names = {name for names in lines.values() for name in names}
             seconds = known["seconds"]
-            of_fixture = known["file"] in names  # one for all tests of the file
-            if of_fixture:
+            if known["file"] in names:  # a fixture of all tests of the file
                 names = set(seconds)
-            on = sorted((seconds[n], n) for n in names if n in seconds)
-            if of_fixture:  # the test that was slowest because it made it
-                on = [*on[-1:], *on[:-1]]
-                late.update(name for _, name in on)
-            off = sorted((s, n) for n, s in seconds.items() if n not in names)
-            if on:
-                share = len(on) / len(seconds)
-                about.append((share / (0.5 + on[0][0]), on))
-                rest.append((share, off))
-        ordered = [
-            pair
-            for group in (about, rest)
-            for _, pairs in sorted(group, key=lambda g: -g[0])
-            for pair in pairs
-        ]
-        late.update(name for seconds, name in ordered if seconds > 1.0)
-        quick = [pair for pair in ordered if pair[1] not in late]
-        slow = [pair for pair in ordered if pair[1] in late]
+                # The test that was slowest made it.
+                late.update(sorted(names, key=seconds.get)[:-1])
+            if not names.isdisjoint(seconds):
+                on += [(seconds[n], n) for n in names if n in seconds]
+                off += [(s, n) for n, s in seconds.items() if n not in names]
+        late.update(name for seconds, name in on + off if seconds > 1.0)
+        ordered = sorted(
+            on, key=lambda pair: (pair[1] in late, self._effort(pair), pair)
+        ) + sorted(off, key=lambda pair: (pair[1] in late, self._effort(pair), pair))
         chosen, spent = [], 0.0
-        for seconds, name in (*quick, *slow):
+        for seconds, name in ordered:
             if spent + seconds <= budget or not chosen:
                 chosen.append((name, seconds))
                 spent += seconds
         return chosen
+
+    def _effort(self, pair):
+        """What a test is expected to take with another program, beside what it took."""
+        seconds, name = pair
+        return (0.2 + seconds) * self.reach[name]
 
     def _of_line(self, mutant, lines):
         """The tests that run a line; those behind it if it runs at import only."""

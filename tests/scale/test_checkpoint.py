@@ -21,7 +21,13 @@ import optax
 import pytest
 
 import optax_vasso as ov
-from optax_vasso._internal.description import FORMAT, describe, digest, sealed
+from optax_vasso._internal.description import (
+    FORMAT,
+    check_same,
+    describe,
+    digest,
+    sealed,
+)
 
 checkpoint = pytest.importorskip("optax_vasso.train.checkpoint")
 CONFIG = {"recipe": "vasso", "rho": 0.1}
@@ -750,6 +756,35 @@ def test_half_of_a_removed_checkpoint_is_removed_by_the_next_save(saved, monkeyp
     store.save(a_state(step=4))
     store.close()
     assert {f.name for f in saved.iterdir()} == {"3", "4", "lock"}
+
+
+def test_digests_are_those_of_the_checkpoints_that_exist():
+    """With another digest every checkpoint of this format would count as damaged."""
+    leaf = jnp.arange(6).reshape(2, 3)
+    assert {
+        name: int(digest(leaf.astype(name)))
+        for name in ("bool", "int8", "uint32", "bfloat16", "float32", "complex64")
+    } == {
+        "bool": 3432440032,
+        "int8": 3312959184,
+        "uint32": 3312959184,
+        "bfloat16": 942375099,
+        "float32": 3748759872,
+        "complex64": 1930491267,
+    }
+
+
+def test_what_differs_is_counted_beyond_the_first_five():
+    def message(number):
+        state = {f"leaf{i}": jnp.ones(2) for i in range(number)}
+        wanted = describe(jax.tree.map(lambda x: x[:1], state), {})
+        with pytest.raises(ValueError, match="is of another state") as error:
+            check_same(describe(state, {}), wanted, "here")
+        return str(error.value)
+
+    assert "more" not in message(5)
+    assert "and 1 more)" in message(6)
+    assert "leaf4" in message(6)
 
 
 def test_swapped_entries_have_another_digest():

@@ -306,6 +306,25 @@ def test_bad_options_of_the_density_are_refused(options, message):
         sharpness.spectral_density(Partial(multiply, 2.0), ONES, **options)
 
 
+def test_the_smallest_counts_are_allowed():
+    matvec = Partial(multiply, 2.0)
+    pair = sharpness.eigenpairs(matvec, ONES[:1])
+    np.testing.assert_allclose(pair.values, [2], rtol=1e-6)
+    assert sharpness.trace(matvec, ONES, num_samples=2).mean == pytest.approx(10)
+    density = sharpness.spectral_density(
+        matvec, ONES, num_samples=1, num_matvecs=1, num_points=2
+    )
+    np.testing.assert_allclose(density.nodes, [[2]], rtol=1e-6)
+    assert density.grid.shape == (2,)
+
+
+def test_eigenpairs_takes_forty_products_and_two_more_for_each_pair():
+    matvec, params = Partial(multiply, jnp.arange(100.0)), jnp.ones(100)
+    found = sharpness.eigenpairs(matvec, params, k=3)
+    expected = sharpness.eigenpairs(matvec, params, k=3, num_matvecs=46)
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
 def test_bad_input_of_the_trace_is_refused():
     with pytest.raises(ValueError, match="num_samples must be an integer >= 2, got 1"):
         sharpness.trace(Partial(multiply, 2.0), ONES, num_samples=1)
