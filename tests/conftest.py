@@ -48,6 +48,7 @@ def pytest_configure(config):
         known = os.environ.get("XLA_FLAGS", "").split()
         new = [flag for flag in quick.FLAGS if flag not in known]
         os.environ["XLA_FLAGS"] = " ".join([*known, *new])
+        quick.share_context()
 
 
 def pytest_collection_modifyitems(config, items):
