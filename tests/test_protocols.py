@@ -299,7 +299,9 @@ TWO_GRADIENTS = {
     ),
     "sampa": lambda base: ov.sampa(base, 0.01, learning_rate=0.01),
 }
-BASES = {"sgd": optax.sgd(0.05), "lbfgs": optax.lbfgs()}
+# The default search takes ten times as long to compile; it is used below.
+SEARCH = optax.scale_by_backtracking_linesearch(max_backtracking_steps=9)
+BASES = {"sgd": optax.sgd(0.05), "lbfgs": optax.lbfgs(linesearch=SEARCH)}
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -64,14 +64,15 @@ def test_the_losses_are_those_of_the_given_labels(wine, params):
     given = tasks.split(wine, 0).given_labels
     np.testing.assert_array_equal(test_labels, given[wine.test])
 
+    @jax.jit
     def loss(inputs, labels):
         logits = wine.network.logits(params, inputs)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-        return -float(chosen.mean())
+        return -chosen.mean()
 
-    train_loss = loss(inputs, labels)
+    train_loss = float(loss(inputs, labels))
     assert measured["train_loss"] == pytest.approx(train_loss, rel=1e-5)
-    gap = loss(test_inputs, test_labels) - train_loss
+    gap = float(loss(test_inputs, test_labels)) - train_loss
     assert measured["loss_gap"] == pytest.approx(gap, abs=1e-5)
     assert measured["lambda_max"] > 0
     assert measured["keskar"] > 0
@@ -79,7 +80,8 @@ def test_the_losses_are_those_of_the_given_labels(wine, params):
 
 def test_the_adversary_of_all_examples_is_aligned_and_without_error(wine, params):
     training_set, _ = solutions.data_of(wine, 0)
-    gradient = jax.grad(solutions.loss_of(wine.network))(params, training_set)
+    slope = jax.jit(jax.grad(solutions.loss_of(wine.network)))
+    gradient = slope(params, training_set)
     found = solutions.adversary(wine, params, gradient, gradient, 0)
     assert found["cosine_to_full_gradient"] == pytest.approx(1, abs=1e-5)
     assert found["squared_error"] == pytest.approx(0, abs=1e-6)

@@ -16,7 +16,7 @@ def params():
     with jax.numpy_rank_promotion("allow"):
         tokens = jnp.zeros((1, 4), jnp.int32)
         model = Transformer(8, 1, vocabulary=12, context=4)
-        return model.init(jax.random.key(1), tokens)["params"]
+        return jax.jit(model.init)(jax.random.key(1), tokens)["params"]
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(8, 127), (4, 7), (3, 3)])
@@ -51,6 +51,7 @@ def test_a_channel_of_zeros_stays_zero():
 def test_scales_of_channels_are_those_of_what_a_layer_sums_over(params):
     """To scale an output channel scales its rounded weights, and no others."""
     block = "MultiHeadDotProductAttention_0"
+    rounded = jax.jit(lambda params: round_weights(params, 3, per_channel=True))
 
     def scaled(factor, *path):
         changed = jax.tree.map(lambda leaf: leaf, params)
@@ -69,8 +70,7 @@ def test_scales_of_channels_are_those_of_what_a_layer_sums_over(params):
         # Powers of two, so that scaling rounds nothing by itself.
         factor = 2.0 ** np.arange(np.prod(channels)).reshape(channels) % 7 + 1
         factor = 2.0 ** np.round(factor)
-        before = round_weights(params, 3, per_channel=True)
-        after = round_weights(scaled(factor, *path), 3, per_channel=True)
+        before, after = rounded(params), rounded(scaled(factor, *path))
         for name in path:
             before, after = before[name], after[name]
         np.testing.assert_array_equal(after, before * factor)

@@ -58,6 +58,7 @@ def test_the_second_gradient_is_that_of_sam(page):
     optimizer = nnx.Optimizer(model, ov.sam(BASE, rho=0.3), wrt=nnx.Param)
     graph, params, rest = nnx.split(nnx.clone(model), nnx.Param, ...)
 
+    @jax.jit
     def gradient(params):
         return jax.grad(
             lambda p: page["loss"](nnx.merge(graph, p, rest, copy=True), X, Y)
