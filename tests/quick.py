@@ -17,7 +17,6 @@ if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
 
-
 def share_context():
     """Lower every program of this process in one context of MLIR.
 

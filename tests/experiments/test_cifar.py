@@ -483,6 +483,9 @@ def test_microbatches_train_as_well(data):
     assert np.isfinite(result["epochs"][-1]["loss"])
 
 
+# That a batch does not depend on the processes, test_image_folder.py tests, and that
+# two processes train as one, test_pod.py.
+@pytest.mark.exhaustive
 def test_two_processes_train_on_a_folder_as_one_does(tmp_path, states):
     generator = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 5)):

@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -47,12 +48,19 @@ def train(pod, steps, directory, seed=0, model=1):
     }
 
 
+def load_without_data():
+    """As :func:`load`, without scikit-learn, which takes as long to import as JAX."""
+    names = ("sklearn", "sklearn.datasets", "sklearn.model_selection")
+    with mock.patch.dict(sys.modules, dict.fromkeys(names, mock.Mock())):
+        return load()
+
+
 def main():
     job = json.loads(sys.argv[1])
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(job["address"], PROCESSES, job["id"])
-    pod = load()
+    pod = load_without_data()
     own_rows = pod.own_rows
     for run in job["runs"]:
         steps = []

@@ -11,6 +11,9 @@ from flax import nnx
 
 import optax_vasso as ov
 
+# Tested every time in the environment of the trainers, by .ci/run.
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture
 def page():

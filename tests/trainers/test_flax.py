@@ -15,6 +15,9 @@ from flax.training.train_state import TrainState
 
 import optax_vasso as ov
 
+# Tested every time in the environment of the trainers, by .ci/run.
+pytestmark = pytest.mark.exhaustive
+
 BASE = optax.sgd(0.1)
 RNG = np.random.default_rng(0)
 X, Y = (

@@ -18,6 +18,9 @@ from maxtext_like import (
 
 import optax_vasso as ov
 
+# Tested every time in the environment of the trainers, by .ci/run.
+pytestmark = pytest.mark.exhaustive
+
 STEPS = 4
 RNG = np.random.default_rng(0)
 DATA = tuple(
