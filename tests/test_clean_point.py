@@ -4,6 +4,7 @@ The table in docs/lagged.md, row by row: with y = x + ε, what is done to y is n
 to x. With a learning rate of zero x stays at the start unless something moves it.
 """
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,8 +196,9 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("rho", [RHO, lambda step: 0.1 * (step + 1)], ids=["ρ", "ρ_t"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "rho"), cases.in_turn(RECIPES, [RHO, lambda step: 0.1 * (step + 1)])
+)
 def test_a_loop_that_returns_the_model_alone_returns_the_clean_point(name, rho):
     """All its gradients are those of the same radius without an end."""
     base, steps = optax.adam(0.1), 4

@@ -1,5 +1,7 @@
 """Gates say when to ascend; a closed one really skips the second gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +206,17 @@ SPIKES = {
 }
 
 
+@functools.cache
+def answers_to_lengths(threshold):
+    adaptive = gate.adaptive(threshold)
+
+    def step(state, length):
+        is_open, state = adaptive.update(state, grads=length)
+        return state, is_open
+
+    return jax.jit(lambda lengths: jax.lax.scan(step, adaptive.init(), lengths)[1])
+
+
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("name", SPIKES)
 def test_adaptive_survives_an_extreme_gradient(name, threshold):
@@ -211,18 +224,8 @@ def test_adaptive_survives_an_extreme_gradient(name, threshold):
     lengths = np.random.default_rng(0).gamma(4.0, size=400)
     spiked = lengths.copy()
     spiked[200 : 200 + len(SPIKES[name])] = SPIKES[name]
-    adaptive = gate.adaptive(threshold)
-
-    def step(state, length):
-        is_open, state = adaptive.update(state, grads=length)
-        return state, is_open
-
     usual, found = (
-        np.asarray(
-            jax.jit(lambda x: jax.lax.scan(step, adaptive.init(), x)[1])(
-                jnp.asarray(x, jnp.float32)
-            )
-        )
+        np.asarray(answers_to_lengths(threshold)(x.astype(np.float32)))
         for x in (lengths, spiked)
     )
     np.testing.assert_array_equal(found[:200], usual[:200])

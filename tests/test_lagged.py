@@ -1,5 +1,8 @@
 """One gradient a step: the recursion, the point to evaluate, and the cost."""
 
+import itertools
+
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,14 +177,20 @@ def test_a_grad_fn_goes_to_the_ascent_chain_alone_and_everything_else_to_both():
     assert [callable(call["grad_fn"]) for call in seen["ascent"]] == [False, True]
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f2", jnp.bfloat16])
-@pytest.mark.parametrize("bits", ["f4", "f2", jnp.bfloat16])
-@pytest.mark.parametrize("rho", [0.2, None], ids=["rho", "chain"])
-def test_without_steps_the_clean_point_stays(dtype, bits, rho):
+FLOATS = ("f4", "f2", jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "rho"),
+    # Of each pair of dtypes one form, and of each form all dtypes.
+    cases.in_turn(itertools.product(FLOATS, FLOATS), [0.2, None]),
+)
+def test_without_steps_the_clean_point_stays(dtypes, rho):
     """At learning rate 0, however few bits gradients and parameters have.
 
     Each step rounds ε and y in float32, by at most 2⁻²⁴ of a length below 2.
     """
+    dtype, bits = dtypes
     ascent = optax.identity() if rho else ov.sam_perturb(0.2)
     optimizer = ov.lagged(optax.sgd(0.0), ascent, rho=rho)
     start, steps = jnp.asarray([1.0, -1.0, 0.5], dtype), 500

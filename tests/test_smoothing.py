@@ -184,7 +184,8 @@ def test_a_missing_update_passes_and_leaves_the_average_alone(transform):
 @pytest.mark.parametrize("theta", [0.1, 0.5, 1.0])
 def test_the_carried_average_is_the_buffered_one(theta, x64):
     """Inside lagged the state has the direction of d_{t−1}, and a scalar its length."""
-    steps = [random_tree(t, ["f8"]) for t in range(8)]
+    trees = [random_tree(t, ["f8"]) for t in range(8)]
+    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     params = random_tree(100, ["f8"])
     final = []
     buffered = optax.chain(ov.vasso_ema(theta), ov.sam_perturb(0.3))
@@ -195,11 +196,12 @@ def test_the_carried_average_is_the_buffered_one(theta, x64):
 
         @jax.jit
         def train(point, steps, optimizer=optimizer):
-            state = optimizer.init(point)
-            for gradient in steps:
+            def step(carry, gradient):
+                point, state = carry
                 updates, state = optimizer.update(gradient, state, point)
-                point = optax.apply_updates(point, updates)
-            return point
+                return (optax.apply_updates(point, updates), state), None
+
+            return jax.lax.scan(step, (point, optimizer.init(point)), steps)[0][0]
 
         final.append(flat(train(params, steps)))
     np.testing.assert_allclose(*final, rtol=1e-13, atol=1e-13)

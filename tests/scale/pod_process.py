@@ -48,19 +48,15 @@ def train(pod, steps, directory, seed=0, model=1):
     }
 
 
-def load_without_data():
-    """As :func:`load`, without scikit-learn, which takes as long to import as JAX."""
-    names = ("sklearn", "sklearn.datasets", "sklearn.model_selection")
-    with mock.patch.dict(sys.modules, dict.fromkeys(names, mock.Mock())):
-        return load()
-
-
 def main():
     job = json.loads(sys.argv[1])
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(job["address"], PROCESSES, job["id"])
-    pod = load_without_data()
+    # Not used here, and as long to import as JAX.
+    for name in ("sklearn", "sklearn.datasets", "sklearn.model_selection"):
+        sys.modules[name] = mock.Mock()
+    pod = load()
     own_rows = pod.own_rows
     for run in job["runs"]:
         steps = []

@@ -56,14 +56,20 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """Two checkpoints, of steps 1 and 2."""
-    store = checkpoint.checkpoints(tmp_path / "run", CONFIG)
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    store = checkpoint.checkpoints(folder, CONFIG)
     for step in (1, 2):
         store.save(a_state(step=step))
     store.close()
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """Two checkpoints, of steps 1 and 2."""
+    return shutil.copytree(saved_once, tmp_path / "run")
 
 
 def restore(directory, like=None, config=CONFIG):
