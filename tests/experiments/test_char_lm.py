@@ -93,7 +93,7 @@ def logits_of():
     """Rows of characters -> their logits, of one untrained network."""
     empty = jnp.zeros((1, CONTEXT), jnp.int32)
     with jax.numpy_rank_promotion("allow"):
-        variables = SMALLEST.init(jax.random.key(0), empty)
+        variables = jax.jit(SMALLEST.init)(jax.random.key(0), empty)
     return jax.jit(lambda characters: SMALLEST.apply(variables, characters))
 
 

@@ -35,11 +35,11 @@ def text():
 @pytest.fixture(scope="module")
 def starts(text):
     return annealing.pretrain(
-        SMALLEST, text, SETTING, [0, 1, 2], steps=STEPS, progress=Progress("", 0)
+        SMALLEST, text, SETTING, [0, 1], steps=STEPS, progress=Progress("", 0)
     )
 
 
-def annealed(text, starts, method, setting, *, gradients=2 * STEPS, seeds=(0, 1, 2)):
+def annealed(text, starts, method, setting, *, gradients=2 * STEPS, seeds=(0, 1)):
     progress = Progress("", 0)
     windows = {"training": evenly_spaced_windows(text, 64, annealing.CONTEXT + 1)}
     losses = annealing.anneal(
@@ -78,12 +78,12 @@ def test_a_method_without_a_radius_is_adamw(text, starts, method):
 def test_every_method_goes_on_from_the_same_weights_and_moments(text, starts):
     """At the learning rate 0 nothing moves, and an average of equals is the same."""
     still = {"learning_rate": 0.0}
-    expected = annealed(text, starts, "adamw", still)
+    expected = annealed(text, starts, "adamw", still, gradients=STEPS)
     for method, own in (("nadamw", {}), ("momentum_sam", {"rho": 0.5})):
-        found = annealed(text, starts, method, still | own)
+        found = annealed(text, starts, method, still | own, gradients=STEPS)
         # x_t is y_t less the perturbation, in float32.
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    found = annealed(text, starts, "adamw", still | {"newest": 0.1})
+    found = annealed(text, starts, "adamw", still | {"newest": 0.1}, gradients=STEPS)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
