@@ -33,19 +33,20 @@ LAGGED = {
 def measure(without: str = "") -> Iterator[tuple[str, measuring.Measures]]:
     """(row, figures) of every step, but for those of one network."""
     problems = {
-        "transformer, width 128, 16 × 64": networks.transformer(128, 16, 64),
-        "transformer, width 256, 2 × 32": networks.transformer(256, 2, 32),
-        "MLP 256 × 24, batch 1,024": mlp(256, 24, 1024),
-        "MLP 512 × 8, batch 8": mlp(512, 8, 8),
+        "transformer, width 128, 16 × 64": (networks.transformer, 128, 16, 64),
+        "transformer, width 256, 2 × 32": (networks.transformer, 256, 2, 32),
+        "MLP 256 × 24, batch 1,024": (mlp, 256, 24, 1024),
+        "MLP 512 × 8, batch 8": (mlp, 512, 8, 8),
     }
-    for name, problem in problems.items():
+    for name, (make, *sizes) in problems.items():
         if name == without:
             continue
+        problem = make(*sizes)
         lagged = RECIPES["lagged VaSSO"](BASE)
         yield f"{name}: SGD", in_a_loop(BASE, problem)
         yield f"{name}: lagged VaSSO", in_a_loop(lagged, problem)
         yield f"{name}: lagged VaSSO, make_train_step", in_train_step(lagged, problem)
-    last = problems["MLP 512 × 8, batch 8"]
+    last = mlp(512, 8, 8)
     for method, plain in {"GSAM": plain_gsam, "LookSAM, k = 5": plain_looksam}.items():
         yield f"{method}, 512 × 8", in_a_loop(RECIPES[method](BASE), last)
         yield f"{method}, 512 × 8, plainly", counted(*plain(last), last)

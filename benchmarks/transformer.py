@@ -22,7 +22,7 @@ def transformer_problem(
     """A transformer of ``width`` on random bytes."""
     model = Transformer(width, blocks)
     tokens = jax.random.randint(jax.random.PRNGKey(1), (batch, length + 1), 0, 256)
-    params = model.init(jax.random.PRNGKey(0), tokens[:, :-1])["params"]
+    params = jax.jit(model.init)(jax.random.PRNGKey(0), tokens[:, :-1])["params"]
 
     def loss_fn(params: PyTree, tokens: jax.Array) -> jax.Array:
         logits = model.apply({"params": params}, tokens[:, :-1])

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, PartitionSpec as P, reshard
 import optax_vasso as ov
 from optax_vasso._internal.description import digest
 
-STEPS = 20
+STEPS = 8
 RNG = np.random.default_rng(0)
 PARAMS = {
     "in": jnp.asarray(RNG.normal(size=(8, 16)) * 0.3),

@@ -47,7 +47,7 @@ def results(once):
 
 
 @pytest.mark.parametrize("name", SYNCHRONIZED)
-def test_twenty_steps_on_eight_devices_are_those_on_one(results, name):
+def test_steps_on_eight_devices_are_those_on_one(results, name):
     # float64 sums in another order.
     assert results[name] < 1e-12
 
