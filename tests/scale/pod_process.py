@@ -23,11 +23,11 @@ PROCESSES = 2
 
 
 def load():
-    """The example, with checkpoints every 8 steps."""
+    """The example, with checkpoints every 4 steps."""
     spec = importlib.util.spec_from_file_location("pod", POD)
     pod = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pod)
-    pod.SAVE_EVERY = 8
+    pod.SAVE_EVERY = 4
     return pod
 
 

@@ -66,7 +66,7 @@ def stopped(environment, folder, number, *before):
     Returns what the others and the restart printed, the exit codes, and the step.
     """
     directory = {"directory": str(folder / "stopped")}
-    signalled = {"steps": 10**6, "signal": number, "signal_at": 13}
+    signalled = {"steps": 10**6, "signal": number, "signal_at": 7}
     printed, codes = start(environment, *before, directory | signalled)
     names = (path.name for path in (folder / "stopped").iterdir())
     step = max(int(name) for name in names if name.isdigit())
@@ -81,20 +81,20 @@ def stopped(environment, folder, number, *before):
 def job(once, compiled_once, shared_folder):
     """Three pairs of processes after each other, whose imports take most of the time.
 
-    20 steps; 4 of parameters divided over data and model; 20 that are killed at step
-    13, and restarted; a run that is stopped by SIGTERM, and restarted.
+    10 steps; 4 of parameters divided over data and model; 10 that are killed at step 7,
+    and restarted; a run that is stopped by SIGTERM, and restarted.
     """
     folder = shared_folder / "pod"
     folder.mkdir(exist_ok=True)
 
     def run():
-        undisturbed = {"steps": 20, "directory": str(folder / "undisturbed")}
+        undisturbed = {"steps": 10, "directory": str(folder / "undisturbed")}
         divided = {"steps": 4, "directory": str(folder / "divided"), "model": 2}
-        restart = {"steps": 20, "directory": str(folder / "killed")}
-        killed = restart | {"signal": signal.SIGKILL, "signal_at": 13}
+        restart = {"steps": 10, "directory": str(folder / "killed")}
+        killed = restart | {"signal": signal.SIGKILL, "signal_at": 7}
         (whole, parts), codes = start(compiled_once, undisturbed, divided, killed)
         assert codes[1] == -signal.SIGKILL
-        assert (folder / "killed" / "8").is_dir()
+        assert (folder / "killed" / "4").is_dir()
         (restarted,), signalled = stopped(
             compiled_once, folder, signal.SIGTERM, restart
         )
@@ -111,8 +111,8 @@ def job(once, compiled_once, shared_folder):
 
 def test_processes_train_as_one_does(job, x64, tmp_path):
     whole = job["whole"]
-    assert (whole["step"], whole["devices"]) == (20, 8)
-    alone = pod_process.train(pod_process.load(), 20, tmp_path)
+    assert (whole["step"], whole["devices"]) == (10, 8)
+    alone = pod_process.train(pod_process.load(), 10, tmp_path)
     assert alone["devices"] == 1
     # float64 sums in another order.
     assert whole["sums"] == pytest.approx(alone["sums"], abs=1e-12)
@@ -120,18 +120,18 @@ def test_processes_train_as_one_does(job, x64, tmp_path):
 
 def test_a_job_killed_and_restarted_is_bit_identical(job):
     whole, restarted = job["whole"], job["restarted"]
-    assert (whole["done"], restarted["done"]) == (20, 12)
+    assert (whole["done"], restarted["done"]) == (10, 6)
     assert restarted["digest"] == whole["digest"]
 
 
 def test_another_mesh_goes_on_from_the_same_checkpoint(job, x64, tmp_path):
     directory = Path(job["folder"], "killed")
     pod = pod_process.load()
-    moved = pod_process.train(pod, 24, directory)
-    alone = pod_process.train(pod, 24, tmp_path)
+    moved = pod_process.train(pod, 12, directory)
+    alone = pod_process.train(pod, 12, tmp_path)
     assert moved["sums"] == pytest.approx(alone["sums"], abs=1e-12)
     with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
-        pod_process.train(pod, 24, directory, seed=1)
+        pod_process.train(pod, 12, directory, seed=1)
 
 
 def test_parameters_divided_over_data_and_model(job, x64, tmp_path):
@@ -148,7 +148,7 @@ def test_parameters_divided_over_data_and_model(job, x64, tmp_path):
 
 def check_signal(number, found):
     assert found["codes"] == [SAVED[signal.SIGTERM], SAVED[number]]
-    assert found["step"] >= 13
+    assert found["step"] >= 7
     assert found["resumed"]["done"] == 2
     assert found["resumed"]["digest"] == found["whole"]["digest"]
 
