@@ -10,7 +10,7 @@ from pages import BLOCK, ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 # What a reader meets first; the others run with --all, which .ci/run asks of this file.
-FIRST = ("README.md", "docs/index.md", "docs/start.md")
+FIRST = ("README.md",)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 
 

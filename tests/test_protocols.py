@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import cases
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,9 @@ def quadratic(params, batch):
     return sum(jnp.sum((x - jnp.mean(batch)) ** 2) for x in jax.tree.leaves(params)) / 2
 
 
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "recipe", [lambda base: base, ov.sam, ov.lagged_vasso], ids=["sgd", "sam", "lagged"]
+    ("recipe", "name"),
+    cases.in_turn([lambda base: base, ov.sam, ov.lagged_vasso], MODELS),
 )
 def test_parameters_may_have_the_names_of_our_fields(name, recipe):
     """The same steps as those of the leaves in a list."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import chex
 import jax
 import jax.numpy as jnp
@@ -409,8 +410,9 @@ def test_other_methods_keep_the_statistics_of_training(data):
     assert run.statistics(state, images, 3) is state.model_state
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"), cases.in_turn(methods.METHODS, ["adamw", "sgd"])
+)
 def test_every_method_makes_a_step(method, optimizer):
     given = ("--method", method, "--optimizer", optimizer)
     if method in ("sam", "gsam") and optimizer == "adamw":

@@ -123,6 +123,7 @@ def test_differences_are_between_searches_and_a_verdict_needs_their_interval():
     assert verdicts.sign({"mean": -2.0, "standard_error": 0.7}, 5) == -1
 
 
+@pytest.mark.exhaustive  # .ci/run makes the same smoke run
 def test_the_main_job_writes_numbers_and_a_figure(tmp_path, capsys):
     arguments = ["--smoke", "--methods", "sgd,lagged_vasso", "--runs", str(tmp_path)]
     assert label_noise.main(arguments) == 0

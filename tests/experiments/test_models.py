@@ -102,7 +102,12 @@ def operand_dtypes(jaxpr, primitive):
     return found
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+# Of each kind the smallest.
+KINDS = ("pyramidnet110_bottleneck", "resnet18", "resnet18_imagenet", "resnet_tiny")
+KINDS += ("vgg11_bn", "vit", "wrn28_10")
+
+
+@pytest.mark.parametrize("name", cases.every(sorted(models.MODELS), KINDS))
 def test_parameters_are_float32_whatever_is_computed_in(name):
     model, _, variables = published(name, 10)
     assert model.dtype == jnp.bfloat16

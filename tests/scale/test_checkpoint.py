@@ -822,7 +822,9 @@ del store
 @pytest.mark.parametrize(
     ("what", "last", "lines"),
     [
-        ("save", "OSError: the checkpoint of step 3 could not be written", 10),
+        cases.exhaustive(
+            "save", "OSError: the checkpoint of step 3 could not be written", 10
+        ),
         cases.exhaustive("nothing", "OSError: no checkpoint in .* can be read", 10),
         ("newest", "<string>:.*UserWarning: went back to checkpoint 1", 1),
     ],

@@ -2,6 +2,7 @@
 
 import math
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,8 +124,7 @@ def test_keskars_number_is_a_percentage_in_the_box_of_abs_x_plus_one(x64):
 # --- what holds on any loss --------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [2, math.inf])
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("adaptive", "p"), cases.in_turn([False, True], [2, math.inf]))
 def test_worst_is_at_least_ascent_and_average_and_stays_in_the_ball(
     network, p, adaptive
 ):
