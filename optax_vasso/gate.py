@@ -285,8 +285,8 @@ def _check_seed(seed: Any) -> None:
         is_valid = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_valid:
         raise ValueError(
-            f"seed must be an integer or a random key, got {seed!r}: pass 0, or "
-            "jax.random.key(0)."
+            f"seed must be an integer or a random key, got {checks.shown(seed)}: pass "
+            "0, or jax.random.key(0)."
         )
 
 

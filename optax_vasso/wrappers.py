@@ -89,8 +89,9 @@ def skip_nonfinite(
     methods = ("scale", "unscale", "adjust")
     if loss_scale != () and not all(hasattr(loss_scale, name) for name in methods):
         raise ValueError(
-            f"loss_scale must have scale, unscale and adjust, got {loss_scale!r}: pass "
-            "a loss scale such as jmp.DynamicLossScale(jnp.float32(1024.0))."
+            "loss_scale must have scale, unscale and adjust, got "
+            f"{checks.shown(loss_scale)}: pass a loss scale such as "
+            "jmp.DynamicLossScale(jnp.float32(1024.0))."
         )
     optimizer = optax.with_extra_args_support(optimizer)
 

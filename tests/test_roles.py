@@ -271,7 +271,7 @@ CALLS = {
     ),
     "an optimizer's state for the optimizer": (
         lambda: ov.init_train_state(PARAMS, SAM.init(PARAMS)),
-        "optimizer must be an optax.GradientTransformation, got SharpnessAwareState(",
+        "optimizer must be an optax.GradientTransformation, got a SharpnessAwareState",
     ),
     "a seed for a key": (
         lambda: ov.init_train_state(PARAMS, SAM, key=0),

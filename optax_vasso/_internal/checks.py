@@ -60,7 +60,7 @@ def check_number(
         value = value.item()
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_real or not is_allowed(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}.")
     dtype = jax.dtypes.canonicalize_dtype(float)
     with np.errstate(over="ignore", under="ignore"):
         computed = dtype.type(value)
@@ -117,7 +117,7 @@ def check_integer(name: str, value: Any, low: int) -> None:
         value = value.item()
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}.")
+        raise ValueError(f"{name} must be an integer >= {low}, got {shown(value)}.")
     if value >= 2**31:
         raise ValueError(
             f"{name} must be an integer < 2**31, as steps are, got {value!r}."
@@ -133,12 +133,12 @@ def check_accumulator_dtype(dtype: Any) -> None:
     """The dtype of an average is a real float dtype, or None for the parameters'."""
     try:
         is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
+    except (TypeError, ValueError):
         is_float = False
     if not is_float:
         raise ValueError(
             f"accumulator_dtype must be a float dtype such as jnp.float32, got "
-            f"{dtype!r}; complex leaves get its complex twin."
+            f"{shown(dtype)}; complex leaves get its complex twin."
         )
 
 
@@ -154,8 +154,8 @@ def check_transformation(name: str, value: Any) -> None:
             f"{name_of(value)}: call it, as in optax.sgd(0.1)."
         )
     raise ValueError(
-        f"{name} must be an optax.GradientTransformation, got {value!r}: make one, as "
-        "in optax.sgd(0.1)."
+        f"{name} must be an optax.GradientTransformation, got {shown(value)}: make "
+        "one, as in optax.sgd(0.1)."
     )
 
 
@@ -279,8 +279,8 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
         if not isinstance(chosen, bool | np.bool_):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be True or False, got "
-                f"{chosen!r}: pass a tree of booleans like the parameters, a prefix of "
-                "one, or a function of them."
+                f"{shown(chosen)}: pass a tree of booleans like the parameters, a "
+                "prefix of one, or a function of them."
             )
     try:
         return jax.tree.map(
@@ -330,6 +330,15 @@ def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
     """:func:`require_params` and :func:`check_state`, as most updates begin."""
     require_params(params, where)
     check_state(state, kind, where)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: numbers and names as they are, of all else the kind."""
+    if isinstance(value, numbers.Number | str | None):
+        return repr(value)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"a {type(value).__name__}"
 
 
 def tree_difference(tree: PyTree, expected: PyTree) -> str:

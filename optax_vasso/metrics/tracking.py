@@ -309,7 +309,7 @@ def _as_measure(
     if not callable(measure):
         raise ValueError(
             f"a measure must be a function of a Seen, or a Measure, got "
-            f"{measure!r}: choose from optax_vasso.metrics, or write a function."
+            f"{checks.shown(measure)}: choose from optax_vasso.metrics, or write one."
         )
     return Measure(
         name or checks.name_of(measure),

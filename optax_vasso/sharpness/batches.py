@@ -20,6 +20,7 @@ import optax
 from jax.tree_util import Partial
 
 from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import shown
 from optax_vasso.sharpness import checks
 
 PyTree = Any
@@ -150,7 +151,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     if isinstance(batches, tuple | dict) or hasattr(batches, "dtype"):
         raise ValueError(
             "stack_batches needs a list or an iterator of batches, got a"
-            f" {checks.type_name(batches)}, which is one batch: pass it to the measure"
+            f" {type(batches).__name__}, which is one batch: pass it to the measure"
             " itself, or cut it with split_batches."
         )
     try:
@@ -158,7 +159,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     except TypeError:
         raise ValueError(
             "stack_batches needs a list or an iterator of batches, got"
-            f" {checks.shown(batches)}: put a single batch into a list."
+            f" {shown(batches)}: put a single batch into a list."
         ) from None
     for i, batch in enumerate(listed):
         checks.check_batch(f"batches[{i}]", batch)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from optax_vasso._internal import checks
+from optax_vasso._internal.checks import shown
 from optax_vasso.sharpness import programs
 
 PyTree = Any
@@ -83,8 +84,8 @@ def check_float_params(name: str, params: PyTree) -> None:
     for path, leaf in leaves.items():
         if not _is_array(leaf):
             raise ValueError(
-                f"{path} has type {type_name(leaf)} and is no array: pass {name} as a"
-                " tree of float32 or float64 arrays."
+                f"{path} has type {type(leaf).__name__} and is no array: pass {name} as"
+                " a tree of float32 or float64 arrays."
             )
         if leaf.dtype not in (jnp.float32, jnp.float64):
             raise ValueError(
@@ -141,8 +142,8 @@ def check_batch(name: str, batch: PyTree) -> None:
     for path, leaf in leaves.items():
         if not _is_array(leaf):
             raise ValueError(
-                f"{path} has type {type_name(leaf)} and is no array: pass one batch as"
-                " a tuple or a dictionary of arrays with one row per example, and"
+                f"{path} has type {type(leaf).__name__} and is no array: pass one batch"
+                " as a tuple or a dictionary of arrays with one row per example, and"
                 " several as sharpness.stack_batches(...)."
             )
     # The first array that has rows at all says how many there are.
@@ -186,27 +187,13 @@ def check_loss(loss: Partial, params: PyTree, batch: PyTree) -> None:
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
             "loss_fn must return the loss alone, a scalar, but returned"
-            f" a {type_name(value)}: leave auxiliary outputs out."
+            f" a {type(value).__name__}: leave auxiliary outputs out."
         )
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             "loss_fn must return a real scalar, the mean over the batch, but"
             f" returned an array of shape {value.shape} and dtype {value.dtype}."
         )
-
-
-def type_name(value: Any) -> str:
-    """How an error calls the type of a value."""
-    return type(value).__name__
-
-
-def shown(value: Any) -> str:
-    """A value in an error: numbers as they are, of anything large its kind."""
-    if _is_array(value):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    if isinstance(value, str | int | float | complex | None):
-        return repr(value)
-    return f"an object of type {type_name(value)}"
 
 
 def _is_array(value: Any) -> bool:

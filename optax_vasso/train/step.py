@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_vasso._internal import mapped, numerics, trees
-from optax_vasso._internal.checks import check_params, check_transformation, is_key
+from optax_vasso._internal.checks import (
+    check_params,
+    check_transformation,
+    is_key,
+    shown,
+)
 from optax_vasso._internal.extra_args import passing
 from optax_vasso.steps.two_gradients import SharpnessAwareState
 from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
@@ -62,9 +68,10 @@ def init_train_state(
     """
     check_transformation("optimizer", optimizer)
     check_params(params)
-    if key is not None and not (is_key(key) or jnp.result_type(key) == jnp.uint32):
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if key is not None and not (is_array and (is_key(key) or key.dtype == jnp.uint32)):
         raise ValueError(
-            f"key must be a random key, got {key!r}: pass jax.random.key(0)."
+            f"key must be a random key, got {shown(key)}: pass jax.random.key(0)."
         )
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
     return TrainState(
@@ -239,7 +246,7 @@ def build_train_step(
     }.items():
         if maker is not None and not callable(maker):
             raise ValueError(
-                f"{name} must be a gradient maker, got {maker!r}: pass one of "
+                f"{name} must be a gradient maker, got {shown(maker)}: pass one of "
                 "optax_vasso.train, as in microbatched(4)."
             )
     if isinstance(optimizer, optax.MultiSteps):
