@@ -143,12 +143,12 @@ def plane(
 
     losses = np.asarray(plane.losses)
     low, high = np.nanmin(losses), np.nanmax(losses)
-    if isinstance(levels, Sequence):
+    if not isinstance(levels, int):
         heights = np.asarray(levels)
     elif low > 0 and high > 3 * low:
         heights = np.geomspace(low, high, levels)
     else:
-        heights = np.linspace(low, high, levels)
+        heights = np.linspace(low, high if high > low else low + 1, levels)
     # Colours by the number of the contour, whatever the distance to the next.
     shown = {
         "levels": heights,
