@@ -119,9 +119,7 @@ def skip_nonfinite(
         finite = all_finite(
             (with_synonyms(extra_args).get("value"), updates, new_updates)
         ) & all_finite(optimizer_state, state.optimizer_state)
-        axes = mapped.disagreement(finite, params, extra_args.get("axis_name"))
-        if axes:  # one decision for all devices: their parameters are to stay the same
-            finite = jax.lax.pmin(finite.astype(jnp.int32), axes) == 1
+        finite = _agreed(finite, params, extra_args.get("axis_name"))
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         return (
             jax.tree.map(
@@ -185,6 +183,33 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
                 "parameters: look at the data, or lower the "
                 "learning rate or rho."
             )
+
+
+def settled(
+    state: PyTree, before: PyTree, params: PyTree, seen: PyTree, axis_name: Any = None
+) -> PyTree:
+    """The state with reports of whether a step was skipped, if it was asked or not.
+
+    What is around may not ask it on every step: :class:`optax.MultiSteps` accumulates
+    gradients. Then those that it has ``seen``, with the loss, have to be finite.
+    """
+    finite = _agreed(all_finite(seen), params, axis_name)
+
+    def settle(new: Any, old: Any) -> Any:
+        if not isinstance(new, SkipState):
+            return new
+        taken = finite & (new.total == old.total)
+        return new._replace(report=Report({"finite": taken, "skipped": new.total}))
+
+    return jax.tree.map(
+        settle, state, before, is_leaf=lambda node: isinstance(node, SkipState)
+    )
+
+
+def _agreed(finite: jax.Array, params: PyTree, axis_name: Any) -> jax.Array:
+    """One decision for all devices that share their parameters."""
+    axes = mapped.disagreement(finite, params, axis_name)
+    return jax.lax.pmin(finite.astype(jnp.int32), axes) == 1 if axes else finite
 
 
 def all_finite(tree: PyTree, *before: PyTree) -> jax.Array:

@@ -22,7 +22,7 @@ from optax_vasso._internal.extra_args import passing
 from optax_vasso.steps.two_gradients import SharpnessAwareState
 from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn, as_canonical
-from optax_vasso.wrappers import SkipState
+from optax_vasso.wrappers import SkipState, settled
 
 PyTree = Any
 
@@ -271,12 +271,8 @@ def build_train_step(
             if separate_keys:
                 key, perturbed_key = jax.random.split(key)
 
-        scales = [
-            skip.loss_scale
-            for skip in trees.find_states(state.opt_state, SkipState)
-            if skip.loss_scale != ()
-        ]
-
+        skips = trees.find_states(state.opt_state, SkipState)
+        scales = [skip.loss_scale for skip in skips if skip.loss_scale != ()]
         at = Inputs(state.params, state.model_state, batch, key)
 
         def evaluate(maker: GradientMaker, at: Inputs) -> Any:
@@ -325,6 +321,10 @@ def build_train_step(
                 **({} if axis_name is None else {"axis_name": axis_name}),
             ),
         )
+        if skips and not isinstance(opt_state, SkipState):
+            opt_state = settled(
+                opt_state, state.opt_state, state.params, (loss, grads), axis_name
+            )
         ours: dict[str, Any] = {"loss": loss}
         metrics = trees.collect_metrics(opt_state)
         if ascends:
