@@ -106,7 +106,7 @@ def skip_nonfinite(
                 {"finite": jnp.ones((), bool), "skipped": jnp.zeros((), jnp.int32)}
             ),
         )
-        # Counters too: each device that trains for itself skips its own steps.
+        # Devices that train separately skip their own steps, and count them.
         return mapped.vary(state, mapped.varying_axes(params))
 
     def update_fn(
@@ -188,10 +188,11 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
 def settled(
     state: PyTree, before: PyTree, params: PyTree, seen: PyTree, axis_name: Any = None
 ) -> PyTree:
-    """The state with reports of whether a step was skipped, if it was asked or not.
+    """The state with reports of whether the step was skipped, called or not.
 
-    What is around may not ask it on every step: :class:`optax.MultiSteps` accumulates
-    gradients. Then those that it has ``seen``, with the loss, have to be finite.
+    :class:`optax.MultiSteps` does not call its optimizer while it accumulates
+    gradients. Such a step is skipped if what was ``seen``, loss and gradients, is not
+    finite.
     """
     finite = _agreed(all_finite(seen), params, axis_name)
 
@@ -207,7 +208,7 @@ def settled(
 
 
 def _agreed(finite: jax.Array, params: PyTree, axis_name: Any) -> jax.Array:
-    """One decision for all devices that share their parameters."""
+    """The verdict of all devices that share their parameters."""
     axes = mapped.disagreement(finite, params, axis_name)
     return jax.lax.pmin(finite.astype(jnp.int32), axes) == 1 if axes else finite
 
@@ -300,7 +301,7 @@ def in_float32(
 
 
 def _widen(tree: PyTree) -> PyTree:
-    """Floats of less than 32 bits as float32."""
+    """Cast floats of fewer than 32 bits to float32."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if numerics.has_few_bits(leaf) else leaf,
         tree,

@@ -1,6 +1,6 @@
 """Checks of hyperparameters and trees.
 
-Each check names the argument, the value and the remedy. A schedule and a traced array
+Each error names the argument, the value and the remedy. Schedules and traced arrays
 have no value yet, so they pass.
 """
 
@@ -34,10 +34,10 @@ def check_number(
     allowed: str,
     is_allowed: Callable[[Any], bool],
 ) -> None:
-    """The same for an argument that cannot be a schedule.
+    """:func:`check_hyperparameter` for an argument that cannot be a schedule.
 
-    The number has to be allowed as it will be computed with, too: in float32 1e-40 is
-    zero, 1e39 infinite and 1 − 1e-9 one.
+    The number must also be allowed in the precision of the computation: in float32,
+    1e-40 is zero, 1e39 is infinite and 1 − 1e-9 is one.
     """
     if callable(value):
         raise ValueError(
@@ -100,16 +100,16 @@ def name_of(function: Any) -> str:
 
 
 def check_not_negative(name: str, value: Hyperparameter) -> None:
-    """A radius or a weight is a finite number that is not negative."""
+    """Raise a ValueError for a radius or weight that is not a finite number >= 0."""
     check_hyperparameter(
         name, value, "a finite number >= 0", lambda v: 0 <= v < float("inf")
     )
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
-    """A period or a count is an integer that is not below ``low``.
+    """Raise a ValueError for a period or count that is not an integer >= ``low``.
 
-    As an array it may be traced, as those of :func:`optax.inject_hyperparams` are.
+    It may be traced, as arguments of :func:`optax.inject_hyperparams` are.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -125,12 +125,12 @@ def check_integer(name: str, value: Any, low: int) -> None:
 
 
 def check_theta(theta: Hyperparameter) -> None:
-    """The weight of the newest gradient is in (0, 1]."""
+    """Raise a ValueError for a weight of the newest gradient outside (0, 1]."""
     check_hyperparameter("theta", theta, "in (0, 1]", lambda v: 0 < v <= 1)
 
 
 def check_accumulator_dtype(dtype: Any) -> None:
-    """The dtype of an average is a real float dtype, or None for the parameters'."""
+    """Raise a ValueError for what is neither a real float dtype nor None."""
     try:
         is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except (TypeError, ValueError):
@@ -178,7 +178,7 @@ def check_state(state: Any, kind: type, where: str) -> None:
 
 
 def check_params(params: PyTree) -> None:
-    """Raise a ValueError for a tree that holds nothing to perturb, or an integer."""
+    """Raise a ValueError for a tree without leaves or with an integer leaf."""
     check_leaves(params)
     check_inexact(params)
 
@@ -221,14 +221,14 @@ def check_inexact(perturbed: PyTree) -> None:
 
 
 def is_left_out(node: Any) -> bool:
-    """Whether a leaf was left out on purpose: None, or a masked node."""
+    """Whether a node is None or a masked node, a leaf left out on purpose."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
 def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
     """Raise a ValueError if ``updates`` is not the tree that ``init`` saw.
 
-    As everywhere in Optax, an update may be ``None`` where there was a parameter.
+    As in Optax, an update may be ``None``.
     """
 
     def compare(path: Any, update: Any, leaf: Any) -> None:
@@ -308,10 +308,9 @@ def check_mask(mask: Any, params: PyTree, name: str = "mask") -> None:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether a value is to be called: all but a tree of booleans.
+    """Whether a value is a function, and not a tree of booleans that can be called.
 
-    Equinox's modules are both callables and trees, and so is a function whose closure
-    has become a tree, as Optimistix makes them.
+    Equinox's modules, and Optimistix's functions with a closure, are callable trees.
     """
     leaves = jax.tree.leaves(value)
     is_mask = leaves and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
@@ -327,7 +326,7 @@ def require_params(params: PyTree, where: str) -> None:
 
 
 def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
-    """:func:`require_params` and :func:`check_state`, as most updates begin."""
+    """:func:`require_params` and :func:`check_state`."""
     require_params(params, where)
     check_state(state, kind, where)
 

@@ -144,7 +144,7 @@ def _along(
     def at(step: jax.Array) -> jax.Array:
         return batches.mean_loss(loss, numerics.add_scaled(params, step, direction))
 
-    # One point after the other: side by side they would need the memory of them all.
+    # In turn, since in parallel the points would need the memory of all.
     return jax.lax.map(at, steps)
 
 

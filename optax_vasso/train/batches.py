@@ -63,9 +63,9 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
         one_part = gradient(loss_fn)
 
         def grad_fn(at: Inputs) -> Any:
-            # Not optax.microbatching, whose parts these are: it gathers a batch that
-            # is sharded over an explicit mesh axis, averages in the dtype of each leaf,
-            # and takes floats only.
+            # The parts are those of optax.microbatching, which gathers a batch sharded
+            # over an explicit mesh axis, averages in the dtype of each leaf, and takes
+            # floats only.
             parts = jax.tree.map(
                 lambda leaf: jnp.moveaxis(
                     leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
@@ -194,7 +194,7 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """What microbatches are added to: at least in float32, sharded as they are."""
+    """Zeros to add microbatches to, in float32 or wider, with their sharding."""
     narrow = _is_float(shape) and shape.dtype.itemsize < 4
     return mapped.zeros_like(shape, jnp.float32 if narrow else None)
 
@@ -207,7 +207,7 @@ def exact_share(
     name: str, value: float, allowed: str, most: float
 ) -> fractions.Fraction:
     """A share of the examples as a fraction, which decides the sizes of arrays."""
-    # In float32, in which all numbers are looked at, 1e-6 is a little less.
+    # The check also looks at the number in float32, where 1e-6 is a little less.
     least = np.float32(1e-6)
     checks.check_number(name, value, allowed, lambda v: least <= v <= most)
     if isinstance(value, jax.core.Tracer):

@@ -152,7 +152,7 @@ def shard_state(
 
     def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         if is_key(leaf):
-            # JAX puts a typed key on devices of this process only, its data on all.
+            # JAX puts typed keys only on devices of this process, plain arrays on all.
             data = jax.device_put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return jax.device_put(leaf, sharding)

@@ -77,8 +77,8 @@ def init_train_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # Copied as well: an optimizer may share one zero between several scalars, and
-        # a buffer can be donated only once.
+        # Copied too, since an optimizer may use one buffer for several scalars, and a
+        # buffer can be donated only once.
         opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         model_state=model_state,
         key=key,
@@ -191,9 +191,9 @@ def make_train_step(
 
 
 def compiled_step(step: Step, out_shardings: PyTree = None) -> Step:
-    """The step, jitted; it donates its state, and names a state donated before.
+    """The jitted step, which donates its state and reports one that was donated before.
 
-    Only when a call has failed does it look for one, so that a step costs nothing more.
+    It looks for one only after a call has failed, so the check costs nothing.
     """
     jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
@@ -204,7 +204,7 @@ def compiled_step(step: Step, out_shardings: PyTree = None) -> Step:
         try:
             return jitted(state, batch)
         except (RuntimeError, ValueError) as error:
-            # JAX's words, for a step that failed after it began has deleted them too.
+            # A step that failed midway has deleted them too, so look at JAX's message.
             if "deleted" in str(error) and _is_deleted(state):
                 raise ValueError(
                     "state was given to a step before, which reused its buffers: go "
@@ -310,7 +310,7 @@ def build_train_step(
             )
         new, opt_state = (move or update)(
             grads,
-            # An optimizer that is not asked on this step has nothing to report of it.
+            # An optimizer that is not called on this step has nothing to report.
             trees.clear_metrics(state.opt_state),
             state.params,
             **passing(
@@ -356,7 +356,7 @@ def build_train_step(
 
 
 def check_roles(state: Any, batch: PyTree) -> None:
-    """Raise a ValueError for what is no train state, or a batch that is not divided."""
+    """Raise a ValueError for anything but a train state, or an undivided batch."""
     if not isinstance(state, TrainState):
         found = (
             f"an array of shape {jnp.shape(state)}"
@@ -389,7 +389,7 @@ def check_roles(state: Any, batch: PyTree) -> None:
 
 
 def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
-    """The state with each leaf in a memory space of its own."""
+    """The state with each leaf in the memory space given for it."""
     structure: Any = jax.tree.structure(state)
     leaves = jax.tree.leaves(state)
     moved = [jax.device_put(x, space) for x, space in zip(leaves, spaces, strict=True)]
@@ -397,7 +397,7 @@ def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
 
 
 def _with_loss_scale(loss_scale: Any, gradient: GradientMaker) -> GradientMaker:
-    """The gradient by way of the loss times a scale, in float32 or wider."""
+    """The gradient, computed from the loss times a scale in float32 or wider."""
 
     def make(loss_fn: LossFn) -> GradientFn:
         def scaled(*args: Any) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
