@@ -120,24 +120,13 @@ def eigenpairs(
     if num_matvecs is None:
         num_matvecs = min(size, 40 + 2 * k)
     num_matvecs = checks.count("num_matvecs", num_matvecs, 1)
-    if k > size:
-        raise ValueError(
-            f"k must be between 1 and the number of parameters, {size}, got {k}."
-        )
     if not k <= num_matvecs <= size:
         raise ValueError(
-            f"num_matvecs must be between k = {k} and the number of parameters, {size},"
-            f" got {num_matvecs}."
+            f"k must be at most num_matvecs, and that at most {size}, the number of"
+            f" parameters, got k = {k} and num_matvecs = {num_matvecs}."
         )
-    pairs = _ritz_pairs(
-        product,
-        params,
-        checks.key_or_default(key),
-        num_matvecs,
-        k,
-        which == "largest",
-        mesh_of(params),
-    )
+    key, from_top = checks.key_or_default(key), which == "largest"
+    pairs = _ritz_pairs(product, params, key, num_matvecs, k, from_top, mesh_of(params))
     return pairs._replace(vectors=shard_as(pairs.vectors, params))
 
 

@@ -230,17 +230,22 @@ def take_of_groups(batch: PyTree, size: int, within: slice) -> PyTree:
 
 def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
     """The batch as arrays, if its leading axis can be divided into ``parts``."""
-    batch = jax.tree.map(jnp.asarray, batch)
+    check_divisible(batch, parts, what)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def check_divisible(batch: PyTree, parts: int, what: str) -> None:
+    """Raise a ValueError if a leading axis cannot be divided into ``parts``."""
     for path, leaf in jax.tree.leaves_with_path(batch):
         name = f"batch{jax.tree_util.keystr(path)}"
-        if not leaf.ndim:
+        if not jnp.ndim(leaf):
             raise ValueError(
                 f"{name} is a scalar, but {what} need a leading axis divisible by "
                 f"{parts}: repeat it once per example, or bind it to the loss."
             )
-        if leaf.shape[0] % parts:
+        size = jnp.shape(leaf)[0]
+        if size % parts:
             raise ValueError(
-                f"{name} has {leaf.shape[0]} examples, but {what} need a multiple of "
-                f"{parts}: change one of the two."
+                f"{name} has {size} examples, but {what} need a multiple of {parts}: "
+                "change one of the two."
             )
-    return batch
