@@ -84,6 +84,16 @@ def test_accumulated_batches_are_not_skipped_batches(recipe):
     np.testing.assert_allclose(state.model_state, 5 * jnp.mean(GOOD), rtol=1e-6)
 
 
+def test_a_step_skipped_inside_an_optimizer_is_reported():
+    """Though loss and gradients are finite."""
+    optimizer = optax.chain(ov.wrappers.skip_nonfinite(optax.scale(jnp.inf)))
+    state = ov.init_train_state(PARAMS, optimizer, model_state=jnp.zeros(()))
+    state, metrics = ov.make_train_step(loss_fn, optimizer)(state, GOOD)
+    assert not bool(metrics["finite"])
+    assert int(metrics["skipped"]) == 1
+    assert state.model_state == 0
+
+
 def test_a_perturbed_pass_that_overflows_is_skipped_too():
     def cliff(params, batch):
         loss = jnp.sum(params["w"] * batch)
