@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_vasso._internal import checks, mapped
+from optax_vasso._internal import checks, mapped, paths
 from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
@@ -170,8 +170,9 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
             return batch[name]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
-                f"got {jax.tree.structure(batch)}."
+                f"on_batch({name!r}) needs a batch that has an entry {name!r}, got "
+                f"{', '.join(paths.children(batch))}: pass both batches of a step "
+                "under the names given to on_batch."
             ) from error
 
     return on_chosen(choose, gradient)
