@@ -281,7 +281,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
         checks.check_structure(updates, state.orthogonal, "looksam_descent")
         dtype = numerics.accumulation_dtype(updates)
         weight = jnp.asarray(value_at(alpha, state.step), dtype)
-        # Scalars of the whole trees outside of the branches: the ascent has them too.
+        # Outside the branches, where XLA shares them with the ascent.
         overlap = numerics.overlap(updates, clean_grads)
         norm = numerics.norm(clean_grads)
         length = weight * norm
@@ -297,7 +297,7 @@ def looksam_descent(alpha: Hyperparameter) -> optax.GradientTransformationExtraA
             return numerics.cast_like(direction, updates), state.orthogonal
 
         direction, orthogonal = mapped.cond(ascended, renew, reuse)
-        # Of the gradients that it is left of, however small or large later ones are.
+        # Relative to the gradients of the ascent, whatever the size of later ones.
         left = (_rounding(updates) * norm).astype(state.rounding.dtype)
         rounding = jnp.where(ascended, left, state.rounding)
         return direction, LookSamState(
@@ -314,7 +314,7 @@ def _descent(
     hyperparameter: Hyperparameter,
     direction: Callable[[PyTree, PyTree, jax.Array], PyTree],
 ) -> optax.GradientTransformationExtraArgs:
-    """A direction on the steps that ascended, the gradient itself on the others."""
+    """Pass on a direction on steps that ascended, the gradient itself on others."""
 
     def init_fn(params: PyTree) -> DescentState:
         checks.check_leaves(params)
@@ -343,9 +343,9 @@ def _descent(
 
 
 def _rounding(grads: PyTree) -> float:
-    """How far apart equal gradients may be, relative to their norm.
+    """The relative difference of equal gradients that rounding may cause.
 
-    Compilers round to a dtype of few bits at one place and not at another.
+    Compilers round to a dtype of few bits in one place and not in another.
     """
     accumulated = 16 * jnp.finfo(numerics.accumulation_dtype(grads)).eps
     dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(grads)}

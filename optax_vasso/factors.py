@@ -161,7 +161,7 @@ def balanced(
 
 
 def _pairs(params: PyTree, names: tuple[str, str]) -> list[tuple[int, int]]:
-    """The numbers of the two leaves of each pair; a ValueError for one alone."""
+    """The indices of the two leaves of each pair; a ValueError for a single one."""
     found: dict[tuple[str, ...], dict[str, int]] = {}
     for i, (path, _) in enumerate(jax.tree.leaves_with_path(params)):
         *parents, last = paths.names_on(path) or ("",)
@@ -182,7 +182,7 @@ def _pairs(params: PyTree, names: tuple[str, str]) -> list[tuple[int, int]]:
 
 
 def _check_pairs(params: PyTree, names: tuple[str, str], stacked: Mask) -> None:
-    """A ValueError for parameters without a pair, or with one stacked by half."""
+    """Raise a ValueError without any pair, or if only one of two factors is stacked."""
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         return  # the placeholder of map_params
@@ -208,8 +208,8 @@ def _larger(
 ) -> jax.Array:
     """The sign of ‖x‖ − ‖y‖, 1 if they are equal and 0 if either is not finite.
 
-    A scalar, or one number per layer. Squares are those of numbers relative to the
-    largest entry of the two, so that none overflows.
+    A scalar, or one number per layer. Entries are divided by the largest of both before
+    they are squared, so that none overflows.
     """
     moduli = [jnp.abs(numerics.widen(g, dtype)) for g in (x, y)]
     axes = [tuple(range(is_stacked, g.ndim)) for g in moduli]

@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Gate(NamedTuple):
-    """A pair of pure functions that says on which steps to ascend.
+    """A pair of pure functions that decides on which steps to ascend.
 
     Attributes:
       init: () -> state, a tree of arrays.
@@ -161,7 +161,7 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
             key = jnp.array(seed)
         else:
             key = jax.random.PRNGKey(seed)
-        # Always a copy: a train step that donates its state must not take the caller's.
+        # A copy, so that a train step that donates its state leaves the caller's alone.
         return BernoulliState(jnp.zeros((), jnp.int32), jnp.copy(key))
 
     def update(
@@ -169,7 +169,8 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
     ) -> tuple[jax.Array, BernoulliState]:
         del extra_args
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
-        ascend = jax.random.bernoulli(draw, value_at(p, state.step))
+        # JAX refuses an integer, such as a probability of 1.
+        ascend = jax.random.bernoulli(draw, 1.0 * value_at(p, state.step))
         return ascend, BernoulliState(
             optax.safe_increment(state.step), jax.random.key_data(key)
         )
@@ -235,8 +236,8 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
             for value in (decay, threshold)
         )
 
-        # A length and ratios, not ‖g‖² and its variance: these leave the range of
-        # float32 for gradients of 1e10.
+        # A length and ratios: ‖g‖² and its variance leave the range of float32 for
+        # gradients of 1e10.
         is_first = state.length == 0
         usual = state.length / jnp.sqrt(_or_one(state.weight))
         is_extreme = ~is_first & (newest > 10 * usual)
@@ -249,7 +250,7 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
         averages = (
             share * state.weight + new,
             jnp.where(is_first, counted, state.length) * jnp.sqrt(growth),
-            # It grows while gradients vanish, and infinite it would stay.
+            # It grows while gradients vanish, and would stay infinite.
             jnp.minimum(variance, 1e24),
         )
 
@@ -267,7 +268,7 @@ def adaptive(threshold: Hyperparameter = 0.0, decay: Hyperparameter = 0.9) -> Ga
 
 
 def _root_mean_square(value: jax.Array, axis_name: tuple[str, ...]) -> jax.Array:
-    """Over a mapped axis, without the square of anything above one."""
+    """Over a mapped axis, squaring no number above one."""
     largest = jax.lax.pmax(value, axis_name)
     mean = jax.lax.pmean((value / _or_one(largest)) ** 2, axis_name)
     return largest * jnp.sqrt(mean)
@@ -285,13 +286,13 @@ def _check_seed(seed: Any) -> None:
         is_valid = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_valid:
         raise ValueError(
-            f"seed must be an integer or a random key, got {seed!r}: pass 0, or "
-            "jax.random.key(0)."
+            f"seed must be an integer or a random key, got {checks.shown(seed)}: pass "
+            "0, or jax.random.key(0)."
         )
 
 
 def _key_impl(seed: int | jax.Array) -> Any:
-    """The implementation of a key, which raw words have by their number."""
+    """The implementation of a key; that of raw words follows from their number."""
     if checks.is_key(seed):
         return jax.random.key_impl(seed)
     default = jax.random.key_data(jax.random.key(0)).shape
@@ -334,7 +335,7 @@ def _counting(is_open: Callable[[jax.Array], jax.Array]) -> Gate:
 
 
 def check_gate(value: Any) -> None:
-    """Raise a ValueError for what is no gate, such as the function that makes one."""
+    """Raise a ValueError for anything but a gate, such as a function that makes one."""
     if not isinstance(value, Gate):
         raise ValueError(
             f"gate must be a Gate such as gate.every(2), got "

@@ -89,8 +89,9 @@ def skip_nonfinite(
     methods = ("scale", "unscale", "adjust")
     if loss_scale != () and not all(hasattr(loss_scale, name) for name in methods):
         raise ValueError(
-            f"loss_scale must have scale, unscale and adjust, got {loss_scale!r}: pass "
-            "a loss scale such as jmp.DynamicLossScale(jnp.float32(1024.0))."
+            "loss_scale must have scale, unscale and adjust, got "
+            f"{checks.shown(loss_scale)}: pass a loss scale such as "
+            "jmp.DynamicLossScale(jnp.float32(1024.0))."
         )
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -105,7 +106,7 @@ def skip_nonfinite(
                 {"finite": jnp.ones((), bool), "skipped": jnp.zeros((), jnp.int32)}
             ),
         )
-        # Counters too: each device that trains for itself skips its own steps.
+        # Devices that train separately skip their own steps, and count them.
         return mapped.vary(state, mapped.varying_axes(params))
 
     def update_fn(
@@ -118,9 +119,7 @@ def skip_nonfinite(
         finite = all_finite(
             (with_synonyms(extra_args).get("value"), updates, new_updates)
         ) & all_finite(optimizer_state, state.optimizer_state)
-        axes = mapped.disagreement(finite, params, extra_args.get("axis_name"))
-        if axes:  # one decision for all devices: their parameters are to stay the same
-            finite = jax.lax.pmin(finite.astype(jnp.int32), axes) == 1
+        finite = _agreed(finite, params, extra_args.get("axis_name"))
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         return (
             jax.tree.map(
@@ -184,6 +183,34 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
                 "parameters: look at the data, or lower the "
                 "learning rate or rho."
             )
+
+
+def settled(
+    state: PyTree, before: PyTree, params: PyTree, seen: PyTree, axis_name: Any = None
+) -> PyTree:
+    """The state with reports of whether the step was skipped, called or not.
+
+    :class:`optax.MultiSteps` does not call its optimizer while it accumulates
+    gradients. Such a step is skipped if what was ``seen``, loss and gradients, is not
+    finite.
+    """
+    finite = _agreed(all_finite(seen), params, axis_name)
+
+    def settle(new: Any, old: Any) -> Any:
+        if not isinstance(new, SkipState):
+            return new
+        taken = finite & (new.total == old.total)
+        return new._replace(report=Report({"finite": taken, "skipped": new.total}))
+
+    return jax.tree.map(
+        settle, state, before, is_leaf=lambda node: isinstance(node, SkipState)
+    )
+
+
+def _agreed(finite: jax.Array, params: PyTree, axis_name: Any) -> jax.Array:
+    """The verdict of all devices that share their parameters."""
+    axes = mapped.disagreement(finite, params, axis_name)
+    return jax.lax.pmin(finite.astype(jnp.int32), axes) == 1 if axes else finite
 
 
 def all_finite(tree: PyTree, *before: PyTree) -> jax.Array:
@@ -274,7 +301,7 @@ def in_float32(
 
 
 def _widen(tree: PyTree) -> PyTree:
-    """Floats of less than 32 bits as float32."""
+    """Cast floats of fewer than 32 bits to float32."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if numerics.has_few_bits(leaf) else leaf,
         tree,

@@ -250,6 +250,17 @@ def test_per_layer_takes_leaves_stacked_for_a_scan_layer_by_layer(chain):
     assert optax.tree.get(state, "ema")["layers"]["bias"].shape == (3, 4)
 
 
+def test_per_layer_refuses_what_has_no_layers():
+    params = {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(())}
+    ascent = ov.ascent.per_layer(ov.sam_perturb(0.1), stacked=True)
+    with pytest.raises(ValueError, match=r"^stacked\['scale'\] is True, but .* scalar"):
+        ascent.init(params)
+    held = ov.ascent.hold_rise(ov.sam_perturb(1.0))
+    with pytest.raises(ValueError, match="put hold_rise around per_layer"):
+        ov.ascent.per_layer(held).init(params)
+    ov.ascent.hold_rise(ov.ascent.per_layer(ov.sam_perturb(1.0))).init(params)
+
+
 def test_a_mask_by_name_does_not_change_when_layers_are_stacked():
     def kernels(params):
         return jax.tree_util.tree_map_with_path(

@@ -369,6 +369,31 @@ def test_sharpness_aware_without_a_grad_fn_says_which_of_the_two_is_wanted():
         optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
 
 
+LARGE = {f"layer {i}": {"kernel": jnp.ones((9, 9))} for i in range(9)}
+FOR_ANOTHER = {
+    "an optimizer": lambda: ov.init_train_state(optax.sgd(0.1), LARGE),
+    "a radius": lambda: ov.sam(optax.sgd(0.1), LARGE),
+    "a period": lambda: gate.every(LARGE),
+    "a seed": lambda: gate.bernoulli(0.5, LARGE),
+    "a dtype": lambda: ov.vasso_ema(0.4, accumulator_dtype=LARGE),
+    "a key": lambda: ov.init_train_state(LARGE, optax.sgd(0.1), key=LARGE),
+    "a measure": lambda: ov.metrics.track(LARGE),
+    "a loss scale": lambda: ov.wrappers.skip_nonfinite(BASE_SGD, loss_scale=LARGE),
+    "a gradient": lambda: ov.make_train_step(
+        lambda params, batch: 0.0, optax.sgd(0.1), gradient=LARGE
+    ),
+    "a mask": lambda: ov.sam(optax.sgd(0.1), mask=LARGE).init(LARGE),
+}
+
+
+@pytest.mark.parametrize("name", FOR_ANOTHER)
+def test_parameters_for_something_else_are_not_written_out(name):
+    with pytest.raises(ValueError, match="got an? (dict|array)") as error:
+        FOR_ANOTHER[name]()
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
 WRONG_GRAD_FNS = {
     "a value": (jnp.ones(()), "got an array of shape ()"),
     "nothing": ({}, "got a dict of 0 arrays (nothing at"),

@@ -52,6 +52,10 @@ def test_bernoulli_opens_on_its_share_of_the_steps_independently(p):
     assert stats.binomtest(int(pairs[::2].sum()), len(pairs[::2]), p**2).pvalue > 1e-3
 
 
+def test_a_probability_of_one_may_be_an_integer():
+    assert answers(gate.bernoulli(1), 10).all()
+
+
 @pytest.mark.parametrize("seed", [np.arange(2), jnp.ones(2), True, 0.5, None])
 def test_what_is_neither_an_integer_nor_a_key_is_no_seed(seed):
     with pytest.raises(ValueError, match="^seed must be an integer or a random key"):

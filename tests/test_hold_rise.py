@@ -179,12 +179,11 @@ def test_the_radius_multiplies_any_chain_of_a_part_of_the_parameters():
     np.testing.assert_allclose(epsilon["b"], 0.05 / np.sqrt(2) * np.ones(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrap", ["masked", "per_layer", "chain"])
+@pytest.mark.parametrize("wrap", ["masked", "chain"])
 def test_the_perturbed_loss_reaches_the_state_wherever_it_is(wrap):
     chain = hold_rise(ov.sam_perturb(1.0))
     ascent = {
         "masked": masked_ascent(chain, True),
-        "per_layer": per_layer(chain),
         "chain": optax.chain(optax.identity(), chain),
     }[wrap]
     state, _ = trained(ov.sharpness_aware(optax.sgd(0.01), ascent), steps=3)

@@ -88,6 +88,11 @@ def nothing(params):
 
 
 # What is called, and words of the sentence.
+def placed(specs):
+    mesh = jax.make_mesh((1,), ("data",))
+    return train.state_shardings(state_of(), SAM, mesh, specs)
+
+
 CALLS = {
     # optimizer and ascent
     "ascent and optimizer swapped": (
@@ -271,7 +276,7 @@ CALLS = {
     ),
     "an optimizer's state for the optimizer": (
         lambda: ov.init_train_state(PARAMS, SAM.init(PARAMS)),
-        "optimizer must be an optax.GradientTransformation, got SharpnessAwareState(",
+        "optimizer must be an optax.GradientTransformation, got a SharpnessAwareState",
     ),
     "a seed for a key": (
         lambda: ov.init_train_state(PARAMS, SAM, key=0),
@@ -309,6 +314,22 @@ CALLS = {
     "mesh and optimizer swapped": (
         lambda: train.shard_state(state_of(), jax.make_mesh((1,), ("data",)), SAM),
         "mesh must be a jax.sharding.Mesh, got a GradientTransformationExtraArgs: make",
+    ),
+    "a scalar in a batch on a mesh": (
+        lambda: train.shard_batch({"x": 1.0}, jax.make_mesh((1,), ("data",))),
+        "batch['x'] is a scalar, but the devices of mesh axis 'data' need",
+    ),
+    "specs of other parameters": (
+        lambda: placed({"w": jax.P()}),
+        "specs has another tree structure than the parameters (nothing at ['b'])",
+    ),
+    "a spec of another mesh": (
+        lambda: placed({"w": jax.P("model"), "b": jax.P()}),
+        "specs['w'] is P('model',), which does not fit a parameter of shape (3,) on a",
+    ),
+    "a number for a spec": (
+        lambda: placed({"w": jax.P(), "b": 0}),
+        "specs['b'] is 0, which does not fit a parameter of shape (2,)",
     ),
     "the name of an axis for a mesh": (
         lambda: train.make_local_train_step(loss, LOCAL, mesh="data"),

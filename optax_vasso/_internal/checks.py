@@ -1,6 +1,6 @@
 """Checks of hyperparameters and trees.
 
-Each check names the argument, the value and the remedy. A schedule and a traced array
+Each error names the argument, the value and the remedy. Schedules and traced arrays
 have no value yet, so they pass.
 """
 
@@ -34,10 +34,10 @@ def check_number(
     allowed: str,
     is_allowed: Callable[[Any], bool],
 ) -> None:
-    """The same for an argument that cannot be a schedule.
+    """:func:`check_hyperparameter` for an argument that cannot be a schedule.
 
-    The number has to be allowed as it will be computed with, too: in float32 1e-40 is
-    zero, 1e39 infinite and 1 − 1e-9 one.
+    The number must also be allowed in the precision of the computation: in float32,
+    1e-40 is zero, 1e39 is infinite and 1 − 1e-9 is one.
     """
     if callable(value):
         raise ValueError(
@@ -60,7 +60,7 @@ def check_number(
         value = value.item()
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_real or not is_allowed(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}.")
     dtype = jax.dtypes.canonicalize_dtype(float)
     with np.errstate(over="ignore", under="ignore"):
         computed = dtype.type(value)
@@ -100,16 +100,16 @@ def name_of(function: Any) -> str:
 
 
 def check_not_negative(name: str, value: Hyperparameter) -> None:
-    """A radius or a weight is a finite number that is not negative."""
+    """Raise a ValueError for a radius or weight that is not a finite number >= 0."""
     check_hyperparameter(
         name, value, "a finite number >= 0", lambda v: 0 <= v < float("inf")
     )
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
-    """A period or a count is an integer that is not below ``low``.
+    """Raise a ValueError for a period or count that is not an integer >= ``low``.
 
-    As an array it may be traced, as those of :func:`optax.inject_hyperparams` are.
+    It may be traced, as arguments of :func:`optax.inject_hyperparams` are.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -117,7 +117,7 @@ def check_integer(name: str, value: Any, low: int) -> None:
         value = value.item()
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}.")
+        raise ValueError(f"{name} must be an integer >= {low}, got {shown(value)}.")
     if value >= 2**31:
         raise ValueError(
             f"{name} must be an integer < 2**31, as steps are, got {value!r}."
@@ -125,20 +125,20 @@ def check_integer(name: str, value: Any, low: int) -> None:
 
 
 def check_theta(theta: Hyperparameter) -> None:
-    """The weight of the newest gradient is in (0, 1]."""
+    """Raise a ValueError for a weight of the newest gradient outside (0, 1]."""
     check_hyperparameter("theta", theta, "in (0, 1]", lambda v: 0 < v <= 1)
 
 
 def check_accumulator_dtype(dtype: Any) -> None:
-    """The dtype of an average is a real float dtype, or None for the parameters'."""
+    """Raise a ValueError for what is neither a real float dtype nor None."""
     try:
         is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
+    except (TypeError, ValueError):
         is_float = False
     if not is_float:
         raise ValueError(
             f"accumulator_dtype must be a float dtype such as jnp.float32, got "
-            f"{dtype!r}; complex leaves get its complex twin."
+            f"{shown(dtype)}; complex leaves get its complex twin."
         )
 
 
@@ -154,8 +154,8 @@ def check_transformation(name: str, value: Any) -> None:
             f"{name_of(value)}: call it, as in optax.sgd(0.1)."
         )
     raise ValueError(
-        f"{name} must be an optax.GradientTransformation, got {value!r}: make one, as "
-        "in optax.sgd(0.1)."
+        f"{name} must be an optax.GradientTransformation, got {shown(value)}: make "
+        "one, as in optax.sgd(0.1)."
     )
 
 
@@ -178,7 +178,7 @@ def check_state(state: Any, kind: type, where: str) -> None:
 
 
 def check_params(params: PyTree) -> None:
-    """Raise a ValueError for a tree that holds nothing to perturb, or an integer."""
+    """Raise a ValueError for a tree without leaves or with an integer leaf."""
     check_leaves(params)
     check_inexact(params)
 
@@ -221,14 +221,14 @@ def check_inexact(perturbed: PyTree) -> None:
 
 
 def is_left_out(node: Any) -> bool:
-    """Whether a leaf was left out on purpose: None, or a masked node."""
+    """Whether a node is None or a masked node, a leaf left out on purpose."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
 def check_structure(updates: PyTree, state_tree: PyTree, where: str) -> None:
     """Raise a ValueError if ``updates`` is not the tree that ``init`` saw.
 
-    As everywhere in Optax, an update may be ``None`` where there was a parameter.
+    As in Optax, an update may be ``None``.
     """
 
     def compare(path: Any, update: Any, leaf: Any) -> None:
@@ -279,8 +279,8 @@ def broadcast_mask(mask: Any, params: PyTree, name: str = "mask") -> PyTree:
         if not isinstance(chosen, bool | np.bool_):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be True or False, got "
-                f"{chosen!r}: pass a tree of booleans like the parameters, a prefix of "
-                "one, or a function of them."
+                f"{shown(chosen)}: pass a tree of booleans like the parameters, a "
+                "prefix of one, or a function of them."
             )
     try:
         return jax.tree.map(
@@ -308,10 +308,9 @@ def check_mask(mask: Any, params: PyTree, name: str = "mask") -> None:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether a value is to be called: all but a tree of booleans.
+    """Whether a value is a function, and not a tree of booleans that can be called.
 
-    Equinox's modules are both callables and trees, and so is a function whose closure
-    has become a tree, as Optimistix makes them.
+    Equinox's modules, and Optimistix's functions with a closure, are callable trees.
     """
     leaves = jax.tree.leaves(value)
     is_mask = leaves and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
@@ -327,9 +326,18 @@ def require_params(params: PyTree, where: str) -> None:
 
 
 def check_update(state: Any, kind: type, params: PyTree, where: str) -> None:
-    """:func:`require_params` and :func:`check_state`, as most updates begin."""
+    """:func:`require_params` and :func:`check_state`."""
     require_params(params, where)
     check_state(state, kind, where)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: numbers and names as they are, of all else the kind."""
+    if isinstance(value, numbers.Number | str | None):
+        return repr(value)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"a {type(value).__name__}"
 
 
 def tree_difference(tree: PyTree, expected: PyTree) -> str:

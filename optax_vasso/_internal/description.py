@@ -56,11 +56,11 @@ def unsealed(found: dict[str, Any]) -> dict[str, Any]:
 
 @jax.jit
 def digest(leaf: jax.Array) -> jax.Array:
-    """A uint32 of the bits of all entries and where they stand, however it is sharded.
+    """A uint32 of the bits of all entries and their positions, however it is sharded.
 
-    Integers are summed modulo 2³², in whatever order and on whatever mesh. Each goes
-    through a one-to-one mixing of its bits (the finalizer of MurmurHash3): damage to
-    one always changes the sum, and other damage does but for one case in 2³².
+    The sum modulo 2³² does not depend on the order or the mesh. Each entry's bits pass
+    through a one-to-one mixing (the finalizer of MurmurHash3): damage to one entry
+    always changes the sum, other damage in all but one case in 2³².
     """
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
@@ -86,15 +86,15 @@ def _mix(bits: jax.Array) -> jax.Array:
 
 
 def digests(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    """The digest of each array; all are computed before the first is waited for."""
+    """The digest of each array; all are dispatched before the first is read."""
     under_way = {name: digest(leaf) for name, leaf in arrays.items()}
     return {name: int(found) for name, found in under_way.items()}
 
 
 def describe(state: PyTree, config: dict[str, Any]) -> dict[str, Any]:
-    """A state without its values: the types of its nodes, arrays and versions.
+    """A state without its values: the types of its nodes and arrays, and versions.
 
-    Types by their names alone, since a class may move to another module.
+    Types are described by their names, since a class may move to another module.
     """
     tree = {}
 

@@ -1,8 +1,7 @@
-"""Extra arguments of ``update``: Optax passes all of them to every transformation.
+"""Extra arguments of ``update``, which Optax passes to every transformation.
 
-A line search is the exception: it passes unknown arguments to ``value_fn``, and raises
-if it does not accept them. So a wrapper that adds an argument lets ``value_fn`` ignore
-it.
+A line search passes those it does not know to ``value_fn``, which may refuse them. So a
+wrapper that adds an argument makes ``value_fn`` ignore it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 PyTree = Any
 ValueFn = Callable[..., jax.Array]
-# The names that other stacks have for an argument of Optax.
+# Optax's names and those of other libraries.
 _SYNONYMS = {"value": "loss", "value_fn": "obj_fn"}
 
 
@@ -73,7 +72,7 @@ def gradient_fn(grad_fn: Any, extra_args: dict[str, Any]) -> Any:
 
 
 def required_gradient_fn(name: str, grad_fn: Any, extra_args: dict[str, Any]) -> Any:
-    """:func:`gradient_fn`, or a ValueError in place of None."""
+    """:func:`gradient_fn`, or a ValueError if it is None."""
     grad_fn = gradient_fn(grad_fn, extra_args)
     if grad_fn is None:
         raise ValueError(
@@ -86,7 +85,7 @@ def required_gradient_fn(name: str, grad_fn: Any, extra_args: dict[str, Any]) ->
 
 
 def _ignoring(value_fn: ValueFn, names: Iterable[str]) -> ValueFn:
-    """The function, with a signature that takes these arguments, and drops them."""
+    """The function with a signature that takes these arguments and drops them."""
     parameters = _parameters(value_fn)
     dropped = [name for name in names if name not in parameters]
 

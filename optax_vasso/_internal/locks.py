@@ -65,10 +65,10 @@ def _locked_file(directory: str) -> Any:
 
 
 def _flock(file: Any) -> None:
-    """Lock an open file; not the process, as POSIX's locks do.
+    """Lock an open file.
 
-    Those end as soon as anything in the process opens and closes the file again, such
-    as a copy of the directory.
+    POSIX's locks of a process would end as soon as anything in it opens and closes the
+    file again, such as a copy of the directory.
     """
     deadline = time.monotonic() + 1
     while fcntl:
@@ -81,7 +81,7 @@ def _flock(file: Any) -> None:
 
 
 def _forget() -> None:
-    """In a forked child: the lock is its parent's, and ends with its parent."""
+    """In a forked child, leave the lock to the parent."""
     for file, _ in _held.values():
         if file:
             file.close()

@@ -1,8 +1,8 @@
-"""Mapped axes, and over which of them a value differs between devices.
+"""Mapped axes over which a value varies, that is, differs between devices.
 
-Inside :func:`jax.shard_map` JAX tracks this in the type of a value: it *varies* over an
-axis, or is *invariant*. Under :func:`jax.vmap`, :func:`jax.pmap` and
-``check_vma=False`` it does not, and every value counts as invariant.
+Inside :func:`jax.shard_map` the type of a value says over which axes it *varies*, and
+over which it is *invariant*. Under :func:`jax.vmap`, :func:`jax.pmap` and
+``check_vma=False`` every value counts as invariant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AxisName = str | tuple[str, ...]
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:
-    """One name or several, as several."""
+    """A name or a tuple of names as a tuple."""
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 
@@ -31,7 +31,7 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
 
 
 def tracked_axes(axis_name: AxisName) -> frozenset[str]:
-    """Those of the axes on which JAX tracks what varies."""
+    """The axes on which JAX tracks what varies."""
     return varying_axes([jax.lax.axis_index(name) for name in axis_names(axis_name)])
 
 
@@ -41,9 +41,9 @@ def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
 
 
 def vary_like(tree: PyTree, like: PyTree) -> PyTree:
-    """The tree, each leaf typed as varying over the axes of the same leaf of ``like``.
+    """The tree, each leaf typed as varying over the axes of that of ``like``.
 
-    A state keeps its types from step to step by it, where a constant has come in.
+    So a state keeps its types even where a constant has replaced a value.
     """
     # Optax's states may hold None where an update was None.
     return numerics.map_updates(
@@ -54,8 +54,8 @@ def vary_like(tree: PyTree, like: PyTree) -> PyTree:
 def zeros_like(shape: jax.ShapeDtypeStruct, dtype: Any = None) -> jax.Array:
     """Zeros of a type that :func:`jax.eval_shape` has found.
 
-    JAX's own fail where a mesh has an axis that is mapped and one that is not: the type
-    says over which axes it varies, and not on which mesh.
+    :func:`jax.numpy.zeros_like` fails on a mesh with both mapped and other axes, since
+    the type has no mesh.
     """
     plain = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shape.sharding)
     return _vary(jnp.zeros_like(plain, dtype), _type_axes(shape))
@@ -64,10 +64,10 @@ def zeros_like(shape: jax.ShapeDtypeStruct, dtype: Any = None) -> jax.Array:
 def disagreement(
     value: jax.Array | bool, params: PyTree, axis_name: AxisName | None = None
 ) -> tuple[str, ...]:
-    """The axes over which a decision on shared parameters has to be agreed upon.
+    """The axes over which devices must agree on a decision about their parameters.
 
-    Those that the caller names, and those over which JAX knows that the value varies
-    and the parameters, if they are there, do not.
+    These are the named axes, and those over which the value varies but the parameters,
+    if given, do not.
     """
     named = () if axis_name is None else axis_names(axis_name)
     found = frozenset() if params is None else _axes(value) - varying_axes(params)
@@ -79,10 +79,10 @@ def cond(
     true_fn: Callable[[], PyTree],
     false_fn: Callable[[], PyTree],
 ) -> PyTree:
-    """:func:`jax.lax.cond` of branches that vary over different axes.
+    """:func:`jax.lax.cond` whose branches may vary over different axes.
 
-    JAX wants equal types of them, and does not ask over which axes the predicate
-    varies, though the result does as well.
+    JAX requires equal types of the branches, and does not consider that the result
+    varies over the axes of the predicate too.
     """
     if not _is_any_axis_tracked():
         return jax.lax.cond(predicate, true_fn, false_fn)

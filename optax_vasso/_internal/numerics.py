@@ -2,8 +2,7 @@
 
 Sums are taken in float32, or in the widest dtype of the tree where that is wider.
 Complex leaves count by their modulus, as in :func:`optax.tree.norm`. ``None`` leaves
-and masked nodes hold nothing and count nothing. Subnormal numbers count as zero where
-XLA flushes them to zero.
+and masked nodes count nothing. Subnormal numbers count as zero where XLA flushes them.
 """
 
 from __future__ import annotations
@@ -42,24 +41,24 @@ def widen_tree(tree: PyTree) -> PyTree:
 
 
 def state_scalar(value: jax.typing.ArrayLike = 0.0) -> jax.Array:
-    """A float scalar of a new state, in a buffer of its own, to be donated once."""
+    """A float scalar for a new state, in its own buffer, since states are donated."""
     return jnp.array(value, jax.dtypes.canonicalize_dtype(float))
 
 
 def has_few_bits(leaf: jax.Array) -> bool:
-    """Whether a leaf is a float of fewer than 32 bits, which round ε away."""
+    """Whether a leaf is a float of fewer than 32 bits, in which ε may vanish."""
     dtype = jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def round_to(wide: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Round to a dtype of fewer bits, also where XLA would keep the excess."""
+    """Round to a dtype of fewer bits even where XLA would keep excess precision."""
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(wide, info.nexp, info.nmant)
 
 
 def map_updates(function: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
-    """Map over the updates that are there: an update may be None, as in Optax."""
+    """Map over updates, some of which may be None, as in Optax."""
     return jax.tree.map(
         lambda leaf, *others: None if leaf is None else function(leaf, *others),
         updates,
@@ -69,10 +68,10 @@ def map_updates(function: Callable[..., Any], updates: PyTree, *rest: PyTree) ->
 
 
 def finite_or(newest: jax.Array, old: jax.Array) -> jax.Array:
-    """Entries that are finite in the dtype of ``old``, and those of ``old`` elsewhere.
+    """Replace entries that are not finite in the dtype of ``old`` by those of ``old``.
 
-    One entry that is not finite would stay in an average for ever. Entry by entry, and
-    not by the verdict on a tree, this is fused into what reads the two anyway.
+    A non-finite entry would stay in an average for ever. Unlike a verdict on the whole
+    tree, a selection of entries is fused into what reads them.
     """
     fits = jnp.isfinite(newest.astype(old.dtype))
     return jnp.where(fits, newest, old.astype(newest.dtype))
@@ -88,7 +87,7 @@ def cast_updates(updates: PyTree, like: PyTree) -> PyTree:
 
 
 def cast_like(tree: PyTree, target: PyTree) -> PyTree:
-    """Each leaf of ``tree`` in the dtype of that of ``target``, or this for None."""
+    """Cast leaves to the dtypes of ``target``, whose leaves also replace None."""
     return jax.tree.map(
         lambda leaf, like: like if leaf is None else leaf.astype(like.dtype),
         tree,
@@ -113,7 +112,7 @@ def norm(tree: PyTree, p: float = 2.0) -> jax.Array:
     if p == 2:
         root, factor = _scaled_norm(tree)
         return root / factor
-    # Entries of at most one, and one among them: no power sum is infinite or zero.
+    # The largest entry is one, so the power sum is neither infinite nor zero.
     total = _power_sum(scale_to_one(tree), p)
     return jax.lax.stop_gradient(_largest(tree)) * _power(total, 1 / p)
 
@@ -125,10 +124,10 @@ def normalize(tree: PyTree, length: jax.typing.ArrayLike = 1.0) -> PyTree:
 
 
 def normalize_beside(tree: PyTree, beside: PyTree) -> tuple[PyTree, jax.Array, PyTree]:
-    """The unit tree, the norm, and another tree that is complete before the norm is.
+    """The unit tree, the norm, and ``beside``, computed before the norm.
 
-    Left to itself XLA computes ``beside`` where it is used, and keeps all that it is
-    made of until then. Passing through the loop of the norm, it is kept instead.
+    XLA would compute ``beside`` where it is used and keep its inputs until then.
+    Passing it through the loop of the norm makes XLA keep the result instead.
     """
     root, factor, beside = _scaled_norm_beside(tree, beside)
     norm = jnp.minimum(root / factor, jnp.finfo(root.dtype).max)
@@ -137,9 +136,9 @@ def normalize_beside(tree: PyTree, beside: PyTree) -> tuple[PyTree, jax.Array, P
 
 def scale_to_one(tree: PyTree) -> PyTree:
     """The tree divided by its largest abs(entry), which counts as a constant."""
-    # Twice by its root, whose inverse is in range. A division last, which XLA computes
-    # once: a selection or a product is repeated in the program of every leaf, and with
-    # it the whole reduction.
+    # Divide twice by its root, whose inverse is in range. The scalar ends in a division
+    # because XLA computes one once: it would repeat a selection or a product, and the
+    # whole reduction before it, in the program of every leaf.
     inverse = 1 / jnp.sqrt(_nonzero(jax.lax.stop_gradient(_largest(tree))))
     return jax.tree.map(lambda leaf: leaf * inverse * inverse, widen_tree(tree))
 
@@ -182,7 +181,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """The cosine of the angle between two trees, a scalar; 0 if either is zero."""
-    # Not of unit trees: a power of two is usually one, and a unit tree is a copy.
+    # Scaled by a power of two that is usually one; unit trees would be copies.
     (root_a, factor_a), (root_b, factor_b) = _scaled_norm(a), _scaled_norm(b)
     inner = dot(_scaled(a, factor_a), _scaled(b, factor_b))
     return jnp.clip(inner / _nonzero(root_a) / _nonzero(root_b), -1, 1)
@@ -197,7 +196,7 @@ def orthogonal_to(a: PyTree, b: PyTree) -> PyTree:
 
 
 def overlap(a: PyTree, b: PyTree) -> tuple[jax.Array, ...]:
-    """What :func:`without` needs to know: scalars whose product is ⟨a, b⟩/‖b‖²."""
+    """Scalars for :func:`without`, whose product is ⟨a, b⟩/‖b‖²."""
     dtype = accumulation_dtype(a, b)
     (_, factor_a), (root, factor_b) = _scaled_norm(a), _scaled_norm(b)
     factor_a, factor_b, root = (s.astype(dtype) for s in (factor_a, factor_b, root))
@@ -213,7 +212,7 @@ def without(a: PyTree, b: PyTree, scalars: tuple[jax.Array, ...]) -> PyTree:
 
     def rest(x: jax.Array, y: jax.Array) -> jax.Array:
         y = widen(y, dtype)
-        # One after the other: their product may be out of range.
+        # In turn, since their product may be out of range.
         for scalar in scalars:
             y = y * scalar
         return (widen(x, dtype) - y).astype(x.dtype)
@@ -222,7 +221,7 @@ def without(a: PyTree, b: PyTree, scalars: tuple[jax.Array, ...]) -> PyTree:
 
 
 def add_scaled(tree: PyTree, weight: jax.typing.ArrayLike, other: PyTree) -> PyTree:
-    """Tree + weight · other in float32 or wider, with the dtypes of ``tree``."""
+    """Compute tree + weight · other in float32 or wider; dtypes are those of tree."""
     dtype = accumulation_dtype(tree, other)
     return map_updates(
         lambda x, y: (
@@ -242,9 +241,9 @@ def difference(a: PyTree, b: PyTree) -> PyTree:
 def _scaled_dot(
     a: PyTree, b: PyTree, factor_a: jax.Array, factor_b: jax.Array
 ) -> jax.Array:
-    """⟨factor_a · a, factor_b · b⟩, in a second pass where a factor is not one.
+    """⟨factor_a · a, factor_b · b⟩, in a second pass if a factor is not one.
 
-    Scaled trees in the first XLA would store.
+    XLA would store scaled trees in the first pass.
     """
 
     def in_one_pass() -> jax.Array:
@@ -279,10 +278,10 @@ def _over_leaves(
     tree: PyTree,
     *rest: PyTree,
 ) -> jax.Array:
-    """Reduce one scalar per leaf, as one vector.
+    """Stack one scalar per leaf into a vector and reduce it.
 
-    Not leaf by leaf: a chain of scalar operations as long as the tree takes XLA more
-    than linear time to compile, and no pass merges its collectives.
+    XLA compiles a chain of scalar operations, one per leaf, in more than linear time,
+    and does not merge its collectives.
     """
     scalars = jax.tree.leaves(
         jax.tree.map(
@@ -300,7 +299,7 @@ def _over_leaves(
 
 
 def _scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
-    """(‖factor · tree‖₂, factor), with a power of two that keeps the sum in range."""
+    """(‖factor · tree‖₂, factor); a power of two keeps the sum of squares in range."""
     root, factor, _ = _scaled_norm_beside(tree, ())
     return root, factor
 
@@ -308,11 +307,11 @@ def _scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
 def _without_waiting(
     on_gpu: Callable[..., Any], elsewhere: Callable[..., Any], *args: Any
 ) -> Any:
-    """One of two computations of the same, by the platform that it is lowered for.
+    """Choose one of two equivalent computations by the platform it is lowered for.
 
-    Before each round of a loop of unknown length the host of a GPU waits for the
-    device, and cannot send what follows ahead. There, arithmetic on what is read anyway
-    costs nothing; elsewhere a second pass that is hardly ever made costs less.
+    In a loop of unknown length the host of a GPU waits for the device before each
+    round. There, more arithmetic on data that is read anyway costs nothing; elsewhere
+    a second pass, which is rarely needed, costs less.
     """
     return jax.lax.platform_dependent(
         *args, cuda=on_gpu, rocm=on_gpu, default=elsewhere
@@ -321,19 +320,19 @@ def _without_waiting(
 
 @jax.custom_jvp
 def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-    """The same and a tree that passes through the loop, with a derivative.
+    """:func:`_scaled_norm` and a tree that passes through its loop.
 
-    The factor is one unless that sum of squares leaves the range in which it is exact:
-    then a second pass is made with another. The first pass has no factor, so that XLA
-    may fuse it with what makes the tree, and stands outside of the loop, which runs
-    once or not at all; unlike a branch it is skipped under :func:`jax.vmap`, too.
+    The factor is one unless the sum of squares leaves the range in which it is exact;
+    then a second pass uses another factor. The first pass, without a factor so that XLA
+    can fuse it with what computes the tree, stands before the loop, which runs once or
+    not at all. Unlike a branch, a loop is skipped under :func:`jax.vmap` too.
     """
     dtype = accumulation_dtype(tree)
     info = jnp.finfo(dtype)
-    # Below this, entries whose squares vanish may be what the sum is made of.
+    # A smaller sum may consist of entries whose squares vanish.
     smallest = 2.0 ** (info.minexp + 66)
-    # The square of the first is finite: XLA forms it where a leaf is a constant, and a
-    # zero times it has to stay zero.
+    # The square of ``up`` is finite: XLA forms it where a leaf is constant, and zero
+    # times it has to be zero.
     up, down = 2.0 ** (info.maxexp // 2 - 1), 2.0 ** (-2 * info.maxexp // 3)
     one = jnp.ones((), dtype)
 
@@ -360,9 +359,9 @@ def _rescaled_norm(tree: PyTree, beside: PyTree) -> tuple[jax.Array, jax.Array, 
         beside, _, total = jax.lax.while_loop(
             lambda carry: carry[1],
             lambda carry: (
-                # What a loop leaves as it is does not pass through it, in JAX.
+                # JAX moves out of a loop what it leaves unchanged.
                 jax.lax.optimization_barrier(carry[0]),
-                # Like the predicate, and not just False: under shard_map it may vary.
+                # Typed as the predicate, which may vary under shard_map.
                 jnp.zeros_like(carry[1]),
                 square_sum(factor),
             ),
@@ -402,11 +401,11 @@ def _unit(
     factor: jax.Array,
     length: jax.typing.ArrayLike = 1.0,
 ) -> PyTree:
-    """The tree at a length, with its norm as :func:`_scaled_norm` gives it."""
+    """The tree at a length, given its norm as :func:`_scaled_norm` returns it."""
     # Zero for a zero tree, so that derivatives there are zero and not huge. A division
-    # last, as above.
+    # comes last, as in scale_to_one.
     scale = jnp.where(root == 0, 0, jnp.asarray(length, root.dtype)) / _nonzero(root)
-    # One after the other: their product may be out of range.
+    # In turn, since their product may be out of range.
     return jax.tree.map(lambda leaf: leaf * factor * scale, widen_tree(tree))
 
 
@@ -418,7 +417,7 @@ def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
 
 
 def _nonzero(scalar: jax.Array) -> jax.Array:
-    """A divisor that turns 0/0 into 0: one in place of zero."""
+    """One in place of zero: a divisor that turns 0/0 into 0."""
     return jnp.where(scalar == 0, 1, scalar)
 
 
@@ -436,6 +435,6 @@ def _power_sum(tree: PyTree, q: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _power(base: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
-    """A power of what is not negative, zero at zero with its derivative."""
+    """A power of a base >= 0; at zero, the value and its derivative are zero."""
     exponent = jnp.asarray(exponent, base.dtype)
     return jnp.where(base == 0, 0, _nonzero(base) ** exponent)

@@ -1,8 +1,8 @@
-"""Reading trees by the names of their nodes, whatever containers hold them.
+"""Read trees by the names of their nodes, whatever containers hold them.
 
-A checkpoint that is restored without a target has dictionaries and lists where there
-were tuples and states; a wrapper may splice the fields of a state into a node of its
-own. The names on the way to a leaf survive both.
+A checkpoint restored without a target has dictionaries and lists in place of tuples and
+states, and a wrapper may copy the fields of a state into its own node. The names on the
+path to a leaf survive both.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class PathError(ValueError):
 
 
 def children(node: PyTree) -> dict[str, Any]:
-    """The children of a node by name; of a leaf, and of an empty node, none.
+    """The children of a node by name; none for a leaf or an empty node.
 
-    Of any tree that JAX knows, of mappings whose keys it cannot sort, and of
-    dataclasses that nobody registered.
+    The node may be of any type that JAX knows, a mapping whose keys cannot be sorted,
+    or a dataclass that is not registered.
     """
     if isinstance(node, Mapping):
         return {str(key): child for key, child in node.items()}
@@ -45,9 +45,9 @@ def children(node: PyTree) -> dict[str, Any]:
 
 
 def names_on(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names on the way to a leaf, without the ``value`` of NNX's and Flax's boxes.
+    """The names on a path of :func:`jax.tree.leaves_with_path`.
 
-    Of a path as :func:`jax.tree.leaves_with_path` gives it.
+    The ``value`` of NNX's and Flax's boxes is left out.
     """
     found = tuple(map(_name, path))
     return found[:-1] if found[1:] and found[-1] == "value" else found
@@ -65,9 +65,9 @@ def match(tree: PyTree, params: PyTree) -> list[Any]:
     """The leaves of a tree in the order of those of ``params``, matched by their names.
 
     Args:
-      tree: like the parameters but for its containers: one vector, as
-        :func:`optax.flatten` makes it, and a list of all leaves are such trees too.
-      params: what the leaves belong to.
+      tree: like the parameters, in any containers; also one vector, as
+        :func:`optax.flatten` makes it, or a list of all leaves.
+      params: the parameters to which the leaves belong.
 
     Returns:
       A list with the leaf of each parameter, ``None`` where it was left out.
@@ -131,8 +131,8 @@ def _pairs(numbered: Any, named: Any, path: str) -> Iterator[tuple[int, Any]]:
 def _plain(tree: PyTree) -> Any:
     """Nested dictionaries by name, with ``None`` for what is empty or left out.
 
-    A node of one child called ``value`` is that child: so NNX and Flax's boxes hold an
-    array, and so a checkpoint keeps them.
+    A node whose only child is called ``value``, such as the boxes of NNX and Flax, is
+    replaced by that child.
     """
     below = children(tree)
     if not below:

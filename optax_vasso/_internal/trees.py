@@ -1,7 +1,7 @@
 """Finding things inside an optimizer's state.
 
-States are found by their type, never by the name of a field: the parameters of users,
-and with them moments and averages, have fields of every name.
+States are found by their type, never by the name of a field, because users' parameters,
+and with them moments and averages, may have fields of any name.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from optax_vasso._internal.checks import is_left_out
 
 PyTree = Any
 State = TypeVar("State")
-# Types of states, with those of their fields that belong to an ascent.
+# The fields of each type of state that belong to an ascent.
 _ASCENDING: dict[type, tuple[str, ...]] = {}
 
 
 class Report(NamedTuple):
-    """What a state says of the last step: the metrics that a train step returns.
+    """Metrics of the last step, in any field of an optimizer's state.
 
-    Put one into any field of a state, and :func:`optax_vasso.make_train_step` returns
-    its metrics.
+    :func:`optax_vasso.make_train_step` finds them there and returns them.
 
     Attributes:
-      metrics: arrays by name, usually scalars. In a new state they are zero, and so are
-        those of a step in which the transformation was not called.
+      metrics: arrays by name, usually scalars. They are zero in a new state and after a
+        step in which the transformation was not called.
     """
 
     metrics: dict[str, Any]
 
 
 def displaced(params: PyTree, perturbation: PyTree) -> PyTree:
-    """The sum x + ε in the dtypes of x, and x itself where there is no ε."""
+    """The sum x + ε in the dtypes of x; x itself where there is no ε."""
     return jax.tree.map(
         lambda e, x: x if is_left_out(e) else optax.apply_updates(x, e),
         perturbation,
@@ -47,7 +46,7 @@ def displaced(params: PyTree, perturbation: PyTree) -> PyTree:
 
 
 class FollowsLoss:
-    """A state of an ascent chain that is told the perturbed loss, after the ascent."""
+    """A state of an ascent chain that is told the perturbed loss after the ascent."""
 
     __slots__ = ()
 
@@ -57,17 +56,17 @@ class FollowsLoss:
 
 
 def follows_loss(tree: PyTree) -> bool:
-    """Whether a state in the tree is to be told the perturbed loss."""
+    """Whether the tree contains a state that follows the perturbed loss."""
     return bool(find_states(tree, FollowsLoss))
 
 
 def tell_loss(tree: PyTree, perturbed_loss: jax.Array) -> PyTree:
-    """The tree after an ascent, with the perturbed loss told to all who follow it."""
+    """The tree after its states have been told the perturbed loss."""
     return _map_states(lambda state: state.after(perturbed_loss), FollowsLoss, tree)
 
 
 def find_states(tree: PyTree, kind: type[State]) -> list[State]:
-    """The states of one kind in a tree, outermost first, also those inside others."""
+    """The states of one kind in a tree, outermost first, including nested ones."""
     return _find(tree, lambda node: isinstance(node, kind))
 
 
@@ -83,9 +82,8 @@ def _map_states(function: Callable[[Any], Any], kind: type, tree: PyTree) -> PyT
 def collect_metrics(tree: PyTree) -> dict[str, jax.Array]:
     """The metrics of all reports in a tree by name, ``outer/inner`` where nested.
 
-    Reports of one name in several groups of a partition are told apart by the labels of
-    the groups, as ``name/label``: the parts of a recipe cannot be named by their user.
-    Raises a ValueError if two metrics still have one name.
+    If several groups of a partition report the same name, the labels of the groups are
+    appended, as ``name/label``. Raises a ValueError if two names are still equal.
     """
 
     def is_report(node: Any) -> bool:
@@ -126,15 +124,15 @@ def map_metrics(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyT
 
 
 def clear_metrics(tree: PyTree) -> PyTree:
-    """The tree with all metrics at zero: what they say of a step that was not taken."""
+    """The tree with all metrics set to zero."""
     return map_metrics(jnp.zeros_like, tree)
 
 
 def of_ascent(*fields: str) -> Callable[[type[State]], type[State]]:
-    """Register the fields of a NamedTuple that hold what belongs to an ascent.
+    """Register the fields of a NamedTuple that belong to an ascent.
 
-    A local ascent has them once for each group. What has a field ``ascent_state`` among
-    them perturbs the parameters.
+    In a local ascent each group has its own. A state with a registered field
+    ``ascent_state`` is that of an optimizer that perturbs the parameters.
     """
 
     def register(kind: type[State]) -> type[State]:
@@ -170,7 +168,7 @@ def map_ascent(
 
 
 def perturbed_states(tree: PyTree) -> list[Any]:
-    """The states of what perturbs the parameters, outermost first."""
+    """The states of optimizers that perturb the parameters, outermost first."""
     return _find(tree, lambda node: "ascent_state" in _ASCENDING.get(type(node), ()))
 
 

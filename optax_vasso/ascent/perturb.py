@@ -138,14 +138,14 @@ def asam_perturb(
             dtype = jnp.abs(d).dtype
             return jnp.abs(x).astype(dtype) + jnp.asarray(value_at(eta, step), dtype)
 
-        # Entries of at most one, so that the product with a weight cannot overflow.
+        # No entry exceeds one, so its product with a weight cannot overflow.
         unit = numerics.scale_to_one(updates)
         chosen = checks.broadcast_mask(rescaled, params, "rescaled")
         scales = numerics.map_updates(scale, unit, params, chosen)
         return _diagonal_direction(unit, scales, radius)
 
     def check(params: PyTree) -> None:
-        # False says that none is meant to be; a rule that finds none has been mistaken.
+        # False is meant; a tree or a function that chooses nothing is a mistake.
         if rescaled is not False:
             checks.check_mask(rescaled, params, "rescaled")
 
@@ -201,13 +201,13 @@ def _perturb(
     perturbation: Callable[[PyTree, jax.Array, jax.Array, PyTree], PyTree],
     check: Callable[[PyTree], Any] = lambda params: None,
 ) -> optax.GradientTransformation:
-    """What all perturbations share: checks, schedules and dtypes.
+    """A perturbation with the checks, schedules and dtypes that all of them share.
 
     Args:
-      rho: as the perturbations take it.
+      rho: the radius.
       perturbation: (updates, radius, step, params) -> the tree to add, in the
         accumulation dtype.
-      check: of the parameters, at ``init``.
+      check: called with the parameters at ``init``.
     """
     checks.check_not_negative("rho", rho)
 

@@ -13,15 +13,15 @@ from optax_vasso._internal.checks import Hyperparameter, value_at
 from optax_vasso._internal.trees import FollowsLoss, Report
 
 PyTree = Any
-# The loss of a model that knows nothing is the median of the means of the first three
-# blocks of losses: one extreme block does not count, nor does the fall from an
-# initialization that is worse than knowing nothing.
+# The loss before training is the median of the means of the first three blocks of
+# losses, on which neither an extreme block has an effect nor the fall from an
+# initialization that is worse than a constant prediction.
 BLOCK = 10
 START = 3 * BLOCK
 NEWEST = 0.03  # weight of a loss in the moving averages
-FAR = 3.0  # how far an extreme loss is from its average at most, in losses so far seen
-# log ρ moves by SPEED · log(wanted rise / rise) per step, within bounds: a radius that
-# does harm falls faster than one that is too short grows.
+FAR = 3.0  # bound on the distance of a loss from its average, in losses at the start
+# log ρ moves by SPEED · log(wanted rise / rise) per step, within bounds: a harmful
+# radius falls faster than a short one grows.
 SPEED, FALL, GROWTH = 0.02, -2.0, 1.0
 FIRST_RADIUS, LEAST, MOST = 0.05, 1e-3, 30.0
 
@@ -60,7 +60,7 @@ class HeldRiseState(_HeldRise, FollowsLoss):
         """The state with the averages and the radius that follow from this loss."""
         newest = jnp.asarray(perturbed_loss).astype(self.clean.dtype)
         starts = self.step < START
-        # Of the two losses this one is of more examples.
+        # Of the two losses this one averages more examples.
         block = self.step // BLOCK
         first, second, third = (
             mean + jnp.where(block == i, newest / BLOCK, 0)
@@ -77,7 +77,7 @@ class HeldRiseState(_HeldRise, FollowsLoss):
         clean = average(self.clean, self.newest)
         perturbed = average(self.perturbed, newest)
         found, wanted = perturbed - clean, self.share * (start - clean)
-        # A ratio, which neither the scale of the losses nor a constant in them changes.
+        # The ratio depends on neither the scale of the losses nor a constant in them.
         least, most = jnp.exp(-GROWTH), jnp.exp(-FALL)
         ratio = jnp.clip(found / jnp.where(wanted > 0, wanted, 1), least, most)
         factor = jnp.where(starts, 1, jnp.where(wanted > 0, ratio, most) ** -SPEED)

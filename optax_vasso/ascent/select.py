@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from optax_vasso._internal import checks
+from optax_vasso._internal import checks, trees
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
@@ -60,7 +61,7 @@ def masked_ascent(
 
         def select(tree: PyTree, otherwise: Any) -> PyTree:
             return jax.tree.map(
-                # The functions of a model that nobody filtered stay where they are.
+                # An unfiltered model has functions among its leaves: keep them.
                 lambda chosen, x, node: node if chosen or callable(x) else otherwise,
                 mask_of_leaves,
                 params,
@@ -116,9 +117,10 @@ def per_layer(
       with a tree like the parameters in place of each leaf, one entry per layer.
 
     Raises:
-      ValueError: if ascent is no transformation; at ``init`` and ``update``, if stacked
-        has another structure than the parameters; at ``update``, if ``params`` is
-        missing.
+      ValueError: if ascent is no transformation; at ``init``, if it is
+        :func:`optax_vasso.ascent.hold_rise`; at ``init`` and ``update``, if stacked has
+        another structure than the parameters or chooses a scalar; at ``update``, if
+        ``params`` is missing.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -145,8 +147,8 @@ def per_layer(
     checks.check_transformation("ascent", ascent)
     ascent = optax.with_extra_args_support(ascent)
 
-    # Optax finds buffers in a state where init puts params, so the state is one of the
-    # chain with trees in it and not a tree with a state of the chain at each leaf.
+    # optax.tree.map_params finds buffers where init puts params, so the state is one of
+    # the chain with trees in it, not a tree of states.
     def joined(states: list[PyTree], params: PyTree) -> PyTree:
         layers: Any = jax.tree.structure(params)
         inner: Any = jax.tree.structure(states[0])
@@ -158,11 +160,16 @@ def per_layer(
         leaves = jax.tree.leaves(params)
         if not leaves:
             return ascent.init(params)
-        are_stacked = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
+        are_stacked = _are_stacked(stacked, params)
         states = [
             (jax.vmap(ascent.init) if is_stacked else ascent.init)(leaf)
             for leaf, is_stacked in zip(leaves, are_stacked, strict=True)
         ]
+        if trees.follows_loss(states):
+            raise ValueError(
+                "ascent tunes one radius by the loss of the whole model, not of a "
+                "layer: put hold_rise around per_layer."
+            )
         return joined(states, params)
 
     def update_fn(
@@ -180,7 +187,7 @@ def per_layer(
             own: list[dict[str, Any]] = [{}] * len(leaves)
         else:
             own = [{"direction": d} for d in layers.flatten_up_to(direction)]
-        are_stacked = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
+        are_stacked = _are_stacked(stacked, params)
 
         def advance(update: Any, state: Any, leaf: Any, own: dict[str, Any]) -> Any:
             return ascent.update(update, state, leaf, **extra_args, **own)
@@ -196,3 +203,16 @@ def per_layer(
         return layers.unflatten(parts), joined(states, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _are_stacked(stacked: Mask, params: PyTree) -> list[bool]:
+    """Whether each leaf is stacked; a ValueError for a leaf without an axis."""
+    found = jax.tree.leaves(checks.broadcast_mask(stacked, params, "stacked"))
+    leaves = jax.tree.leaves_with_path(params)
+    for (path, leaf), is_stacked in zip(leaves, found, strict=True):
+        if is_stacked and jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"stacked{jax.tree_util.keystr(path)} is True, but that parameter is a "
+                "scalar: choose leaves whose first axis counts layers."
+            )
+    return found

@@ -105,8 +105,8 @@ class CarriedEmaState(NamedTuple):
 def carried_ema(theta: Hyperparameter) -> optax.GradientTransformationExtraArgs:
     """:func:`vasso_ema` without a buffer, for :func:`optax_vasso.lagged`.
 
-    That keeps d_{t−1} as the direction of the perturbation, and gives it back as the
-    extra argument ``direction``. The average has its dtype, float32 or wider.
+    ``lagged`` stores d_{t−1} as the direction of the perturbation and passes it as the
+    extra argument ``direction``, whose dtype, float32 or wider, the average has.
     """
     checks.check_theta(theta)
 
@@ -203,8 +203,8 @@ def _averaging(
 ) -> optax.GradientTransformation:
     """A transformation with a moving average of the gradients in its state.
 
-    ``newest`` is the weight of the newest gradient by the step, and ``output`` what the
-    transformation returns, by the updates, the last state and the new average.
+    ``newest(step)`` is the weight of the newest gradient, and ``output(updates, state,
+    average)`` what the transformation returns, from the old state and the new average.
     """
     checks.check_accumulator_dtype(accumulator_dtype)
 
@@ -242,10 +242,9 @@ def zeros_like(params: PyTree, dtype: Any) -> PyTree:
 
 
 def newest_weight(first: jax.Array, weight: jax.typing.ArrayLike) -> jax.Array:
-    """The weight of the newest gradient in an average: one for the first of all.
+    """The weight of the newest gradient in an average, which is one at the first step.
 
-    A division, which XLA computes once: a selection is repeated in the program of
-    every leaf.
+    A division, which XLA computes once; it would repeat a selection for every leaf.
     """
     weight = jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
     return weight / jnp.where(first & (weight != 0), weight, 1.0)
@@ -262,9 +261,9 @@ def _combine(
 
 
 def _saturated(wide: jax.Array, like: jax.Array) -> jax.Array:
-    """Cast, to the largest number and not to infinity where the range is that of half.
+    """Cast, clipping to the largest number in dtypes with the range of float16.
 
-    An infinite gradient stays infinite: it is for others to see.
+    An infinite gradient stays infinite, so that others can see it.
     """
     info = jnp.finfo(like.dtype)
     if info.nexp < 8:
@@ -278,10 +277,8 @@ def moving_average(
 ) -> PyTree:
     """(1 − w) average + w updates; the old average where an update is None.
 
-    An entry that is not finite, or not in the dtype of the average, leaves it as it is.
-
-    The first step has w = 1 and an average of zeros, so that its result is the first
-    gradient itself, without a rounding.
+    Entries that are not finite in the dtype of the average are skipped. The first step
+    has w = 1 and an average of zeros: it returns the first gradient without rounding.
     """
     return jax.tree.map(
         lambda g, d: (

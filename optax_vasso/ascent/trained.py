@@ -56,14 +56,14 @@ def trained_by(
     """
     check_transformation("optimizer", optimizer)
 
-    # Once for a tree: outside of jit the mask is asked for in every step.
+    # Cached, since outside of jit every step asks for the mask.
     @functools.lru_cache(maxsize=4)
     def read(structure: Any, shapes: tuple[tuple[Any, Any], ...]) -> PyTree:
         params = structure.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in shapes)
         return structure.unflatten(_moves(optimizer, params))
 
     def mask(params: PyTree) -> PyTree:
-        # The functions of a model that nobody filtered are trained by no optimizer.
+        # An unfiltered model has functions among its leaves, which nothing trains.
         arrays = jax.tree.map(lambda x: None if callable(x) else x, params)
         leaves, structure = jax.tree.flatten(arrays)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
@@ -76,7 +76,7 @@ def trained_by(
 def _moves(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool]:
     """Whether the first update of each leaf depends on a gradient or a parameter."""
     everything = [True] * len(jax.tree.leaves(params))
-    # Optax freezes by masking: without a mask in the state nothing has to be traced.
+    # Optax freezes by masking: without a masked state there is nothing to trace.
     state = jax.eval_shape(optimizer.init, params)
     if not find_states(state, optax.MaskedState):
         return everything

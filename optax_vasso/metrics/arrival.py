@@ -1,4 +1,4 @@
-"""Checks of a lagged optimizer: does its perturbation arrive and point uphill?"""
+"""Check that the perturbation reaches the parameters and points uphill."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
 
     A lagged perturbation follows the gradients of past steps. If the optimizer
     overshoots, the newest gradient points the other way, and the perturbation lowers
-    the loss. With two gradients per step the same happens if
-    an optimizer stands in the ascent chain without ``optax.scale(-1.0)`` behind it.
-    Track the running mean of the cosine between perturbation and gradient, and call
-    this from time to time, such as after an epoch::
+    the loss. With two gradients per step this happens if an optimizer stands in the
+    ascent chain without ``optax.scale(-1.0)`` after it. Track the running mean of the
+    cosine between perturbation and gradient, and call this from time to time, such as
+    after each epoch::
 
         base = optax.chain(track(running_mean(cosine)), optimizer)
         ...
@@ -158,7 +158,7 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
             )
         else:
             remedy = (
-                "Raise theta or lower sigma, and put optax.scale(-1.0) behind an "
+                "Raise theta or lower sigma, and put optax.scale(-1.0) after an "
                 "optimizer in the ascent chain."
             )
         warnings.warn(

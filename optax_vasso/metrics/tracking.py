@@ -65,10 +65,10 @@ class TrackState(NamedTuple):
       step: updates so far, an int32 scalar.
       report: the measures of the last step by name; zero before the first step, and
         after one that did not ascend.
-      kept: the same measures since the last step that was measured, in their order, or
-        ``()`` where every step is. A report may be cleared by what is around.
-      measure_states: what each of the measures remembers, in their order; without
-        names, so that ``optax.tree.get(state, name)`` finds the metric alone.
+      kept: the measures of the last measured step, in their order, since the report may
+        be cleared; ``()`` if every step is measured.
+      measure_states: the states of the measures, in their order; without names, so that
+        ``optax.tree.get(state, name)`` finds only the metric.
     """
 
     step: jax.Array
@@ -101,11 +101,11 @@ def cosine(seen: Seen) -> jax.Array:
 def arrival(seen: Seen) -> jax.Array:
     """The cosine between ε and the part of it that survives the rounding of x + ε.
 
-    A weight of 0.03 in bfloat16 has neighbours at a distance of 1e-4, and a smaller
-    perturbation leaves it where it is.
+    The neighbours of a weight of 0.03 in bfloat16 are 1e-4 away; a smaller perturbation
+    does not change it.
     """
 
-    # Not optax.tree.sub: the two are close, so their difference is exact.
+    # x + ε and x are so close that their difference is exact.
     def taken_in(e: jax.Array, x: jax.Array) -> jax.Array:
         if not numerics.has_few_bits(x):
             return (x + e) - x
@@ -160,7 +160,7 @@ def running_mean(measure: Callable[[Seen], jax.Array], decay: float = 0.99) -> M
 
     def update(seen: Seen, state: Any) -> tuple[jax.Array, Any]:
         newest = measure(seen)
-        # One value that is not finite must not stay in the average.
+        # A non-finite value would stay in the average.
         is_finite = jnp.isfinite(newest)
         kept = jnp.where(is_finite, decay, 1)
         total = kept * state[0] + jnp.where(is_finite, (1 - decay) * newest, 0)
@@ -179,8 +179,8 @@ def track(
 
     The updates pass unchanged. A measure costs what it computes: a norm or a cosine
     reads the perturbation once more, :data:`~optax_vasso.metrics.stability` keeps a
-    copy of the parameters,
-    and a measure that needs ε after the second gradient keeps ε until then.
+    copy of the parameters, and a measure that needs ε after the second gradient keeps ε
+    until then.
 
     Args:
       *measures: functions of a :class:`~optax_vasso.metrics.Seen` that return a
@@ -242,7 +242,7 @@ def track(
         )
         zeros, kept = (
             jax.tree.map(mapped.zeros_like, shapes)
-            for _ in range(2)  # buffers of their own, to be donated once
+            for _ in range(2)  # each with its own buffer, since states are donated
         )
         return TrackState(
             step=jnp.zeros((), jnp.int32),
@@ -275,8 +275,7 @@ def track(
         def measure() -> tuple[tuple[jax.Array, ...], tuple[PyTree, ...]]:
             values, states = _take(chosen, seen, state.measure_states)
             like = tuple(state.report.metrics[name] for name in names)
-            # What would have been the perturbation of a step that did not ascend is
-            # none.
+            # A step that did not ascend has no perturbation to measure.
             values = tuple(jnp.where(ascended, v, jnp.zeros_like(v)) for v in values)
             return _as(values, like), _as(states, state.measure_states)
 
@@ -309,7 +308,7 @@ def _as_measure(
     if not callable(measure):
         raise ValueError(
             f"a measure must be a function of a Seen, or a Measure, got "
-            f"{measure!r}: choose from optax_vasso.metrics, or write a function."
+            f"{checks.shown(measure)}: choose from optax_vasso.metrics, or write one."
         )
     return Measure(
         name or checks.name_of(measure),
@@ -326,5 +325,5 @@ def _take(
 
 
 def _as(tree: PyTree, like: PyTree) -> PyTree:
-    """The types of the state, whatever the precision is switched to later."""
+    """Cast to the types of the state, even if the precision is switched later."""
     return mapped.vary_like(numerics.cast_like(tree, like), like)

@@ -5,13 +5,13 @@ batch; the parameters; and the data, one batch (a tuple, a dictionary or an arra
 one row per example) or several, as :func:`split_batches` and :func:`stack_batches` make
 them. Bind what else the network needs, such as batch statistics, to the loss by
 ``jax.tree_util.Partial(loss_fn, batch_stats=...)``, which passes it to the compiled
-program as data; a new closure would be compiled again. A compiled program is kept only
-as long as the loss that it measures.
+program as data; a new closure would be compiled again. Compiled programs live as long
+as the loss that they measure.
 
 Accelerators round the factors of a matrix product by default: GPUs in float32 to
 TensorFloat-32, TPUs to bfloat16. The measures' own products are in full precision, but
-those of the loss have the precision that JAX gives them, and the curvature of a rounded
-loss is mostly rounding. There, measure in full precision::
+those of the loss are not, and the curvature of a rounded loss is mostly rounding. So
+measure in full precision there::
 
     with jax.default_matmul_precision("highest"):
         curvature = sharpness.hessian(loss_fn, params, data)

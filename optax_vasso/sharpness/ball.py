@@ -334,8 +334,7 @@ def _worst(
         return optax.apply_updates(params, _times(unit, radii))
 
     def better(a: tuple[jax.Array, PyTree], b: tuple[jax.Array, PyTree]) -> Any:
-        # A loss that is not a number is kept, as argmax keeps it below: to hide that
-        # the ball reaches there would be worse.
+        # NaN counts as the best, as in argmax below, so that it is not hidden.
         take_b = (b[0] > a[0]) | jnp.isnan(b[0])
         return optax.tree.where(take_b, b, a)
 

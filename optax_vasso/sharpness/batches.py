@@ -1,8 +1,8 @@
 """Data in batches, and means over their examples.
 
-Every measure is a mean over the examples of one data set that need not fit through
-the network at once. The batches are stacked and scanned over, so that a measure is one
-compiled program that holds the activations of one batch at a time.
+Every measure is a mean over the examples of a data set. Its batches are stacked and
+scanned over, so a measure is one compiled program that holds the activations of one
+batch at a time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import optax
 from jax.tree_util import Partial
 
 from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import shown
 from optax_vasso.sharpness import checks
 
 PyTree = Any
@@ -32,9 +33,8 @@ class Loss(NamedTuple):
     """A loss with all of its data, as a compiled measure takes it.
 
     Attributes:
-      loss_fn: what a :class:`jax.tree_util.Partial` binds is its leaves, so that other
-        values of it are other arguments of the same program.
-      groups: stacked batches; the one batch of a loss without data is ``None``.
+      loss_fn: what it binds is its leaves, so the same program serves other values.
+      groups: stacked batches; a loss without data has one batch, ``None``.
     """
 
     loss_fn: Partial
@@ -69,9 +69,9 @@ class Batches:
     through :func:`jax.jit` as an argument.
 
     Attributes:
-      groups: trees like a batch with one more leading axis, the number of batches in
-        the group; there is more than one group only where shapes differ, as for a
-        smaller last batch.
+      groups: trees like a batch with an additional leading axis, the number of batches
+        in the group; there are several groups only if shapes differ, as for a smaller
+        last batch.
     """
 
     groups: tuple[Batch, ...]
@@ -150,7 +150,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     if isinstance(batches, tuple | dict) or hasattr(batches, "dtype"):
         raise ValueError(
             "stack_batches needs a list or an iterator of batches, got a"
-            f" {checks.type_name(batches)}, which is one batch: pass it to the measure"
+            f" {type(batches).__name__}, which is one batch: pass it to the measure"
             " itself, or cut it with split_batches."
         )
     try:
@@ -158,7 +158,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
     except TypeError:
         raise ValueError(
             "stack_batches needs a list or an iterator of batches, got"
-            f" {checks.shown(batches)}: put a single batch into a list."
+            f" {shown(batches)}: put a single batch into a list."
         ) from None
     for i, batch in enumerate(listed):
         checks.check_batch(f"batches[{i}]", batch)
@@ -175,7 +175,7 @@ def stack_batches(batches: Iterable[Batch]) -> Batches:
 
 
 def prepare(loss_fn: LossFn, params: PyTree, data: Batch | Batches) -> Loss:
-    """The loss and the data as a compiled measure takes them, after all checks.
+    """Check the loss and the data, and return them as a compiled measure takes them.
 
     Raises:
       ValueError: if the parameters, the data or the loss cannot be measured.
@@ -256,8 +256,8 @@ def mean_loss(loss: Loss, params: PyTree) -> jax.Array:
 def mean_loss_and_grad(loss: Loss, params: PyTree) -> tuple[jax.Array, PyTree]:
     """The loss over all batches and its gradient.
 
-    Each batch is differentiated by itself: the derivative of the scan as a whole would
-    keep the activations of all batches.
+    Each batch is differentiated separately, because the derivative of the whole scan
+    would keep the activations of all batches.
     """
     value_and_grad = jax.value_and_grad(loss.loss_fn)
     return mean_over_batches(lambda batch: value_and_grad(params, batch), loss.groups)

@@ -1,7 +1,7 @@
-"""Checks of what the measures take, beyond those of all hyperparameters.
+"""Checks of the arguments of measures.
 
-Each raises a ValueError whose one sentence names the argument, the value and the
-remedy. Values that are not known yet, inside of a traced function, pass.
+Each raises a ValueError that names the argument, the value and the remedy in one
+sentence. Traced values pass.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from optax_vasso._internal import checks
+from optax_vasso._internal.checks import shown
 from optax_vasso.sharpness import programs
 
 PyTree = Any
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuse a radius or a width that is not one positive finite number."""
+    """Refuse a radius or width that is not a positive finite number."""
     checks.check_number(
         name, value, "a positive finite number", lambda v: 0 < v < math.inf
     )
 
 
 def count(name: str, value: Any, low: int) -> int:
-    """A number of samples, steps, products: known before a program is compiled."""
+    """A number of samples, steps or products, as an integer."""
     checks.check_integer(name, value, low)
     return int(value)
 
@@ -73,9 +74,8 @@ def check_float_params(name: str, params: PyTree) -> None:
     """Refuse parameters on which nothing can be measured.
 
     Raises:
-      ValueError: if there are none, if a leaf is not float32 or float64 (half precision
-        rounds the perturbations away that are to be measured), or, where the values
-        are known, if one is infinite or NaN.
+      ValueError: if there are none, a leaf is not float32 or float64 (half precision
+        rounds perturbations away), or a known value is infinite or NaN.
     """
     leaves = {f"{name}{keystr(path)}": x for path, x in tree_leaves_with_path(params)}
     if not leaves:
@@ -83,8 +83,8 @@ def check_float_params(name: str, params: PyTree) -> None:
     for path, leaf in leaves.items():
         if not _is_array(leaf):
             raise ValueError(
-                f"{path} has type {type_name(leaf)} and is no array: pass {name} as a"
-                " tree of float32 or float64 arrays."
+                f"{path} has type {type(leaf).__name__} and is no array: pass {name} as"
+                " a tree of float32 or float64 arrays."
             )
         if leaf.dtype not in (jnp.float32, jnp.float64):
             raise ValueError(
@@ -141,11 +141,11 @@ def check_batch(name: str, batch: PyTree) -> None:
     for path, leaf in leaves.items():
         if not _is_array(leaf):
             raise ValueError(
-                f"{path} has type {type_name(leaf)} and is no array: pass one batch as"
-                " a tuple or a dictionary of arrays with one row per example, and"
+                f"{path} has type {type(leaf).__name__} and is no array: pass one batch"
+                " as a tuple or a dictionary of arrays with one row per example, and"
                 " several as sharpness.stack_batches(...)."
             )
-    # The first array that has rows at all says how many there are.
+    # The first array with an axis says how many rows there are.
     first = next((path for path, leaf in leaves.items() if leaf.shape), "")
     rows = leaves[first].shape[0] if first else None
     for path, leaf in leaves.items():
@@ -178,7 +178,7 @@ def check_loss(loss: Partial, params: PyTree, batch: PyTree) -> None:
                 " jax.tree_util.Partial."
             ) from None
     weak, functions = programs.weakened((loss, params, batch))
-    # Not jax.eval_shape(loss, ...): this is traced once for all that Partials bind.
+    # A jitted call is traced once, whatever values the Partials bind.
     call = programs.kept_with(functions).setdefault(
         check_loss, jax.jit(lambda loss, *args: loss(*args))
     )
@@ -186,27 +186,13 @@ def check_loss(loss: Partial, params: PyTree, batch: PyTree) -> None:
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
             "loss_fn must return the loss alone, a scalar, but returned"
-            f" a {type_name(value)}: leave auxiliary outputs out."
+            f" a {type(value).__name__}: leave auxiliary outputs out."
         )
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             "loss_fn must return a real scalar, the mean over the batch, but"
             f" returned an array of shape {value.shape} and dtype {value.dtype}."
         )
-
-
-def type_name(value: Any) -> str:
-    """How an error calls the type of a value."""
-    return type(value).__name__
-
-
-def shown(value: Any) -> str:
-    """A value in an error: numbers as they are, of anything large its kind."""
-    if _is_array(value):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    if isinstance(value, str | int | float | complex | None):
-        return repr(value)
-    return f"an object of type {type_name(value)}"
 
 
 def _is_array(value: Any) -> bool:
@@ -218,11 +204,7 @@ def _is_scale(entries: jax.Array) -> jax.Array:
 
 
 def _check_entries(leaves: dict[str, Any], is_allowed: Any, what: str) -> None:
-    """Raise a ValueError for a leaf of known values that has an entry not allowed.
-
-    Inside jit, grad or vmap those of a tracer are not known; those of a leaf that is
-    closed over are.
-    """
+    """Raise a ValueError for a leaf, other than a tracer, with an entry not allowed."""
     known = {k: v for k, v in leaves.items() if not isinstance(v, jax.core.Tracer)}
     with jax.ensure_compile_time_eval():
         for path, flag in _are_allowed(is_allowed, known).items():

@@ -122,7 +122,7 @@ def _loss_of_outputs(
 def _check_product(
     matvec: Partial, params: PyTree, name: str, alternative: str
 ) -> None:
-    """Lower a product: it is there, not in tracing, that JAX may refuse."""
+    """Lower a product, since JAX may refuse it there and not in tracing."""
     (weak, vector), functions = programs.weakened((matvec, params))
     leaves, structure = jax.tree.flatten((weak, vector))
     shapes = tuple(

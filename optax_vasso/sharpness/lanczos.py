@@ -1,10 +1,10 @@
 """The Lanczos iteration, on parameters of any sharding.
 
-It is our own, and not matfree's, by measurement (``benchmarks/hessian_cost.py``,
-matfree 0.6.3). matfree divides by the length of the next vector whatever that is, so
-where the Krylov space is complete before the last product, it goes on with normalized
-rounding. Of a matrix of rank 20 with the eigenvalues 1 to 20 it finds 1301, 840 and 547
-after 40 products in float32, of three times the identity 33, 10 and 4, and of zero NaN.
+It replaces matfree's (``benchmarks/hessian_cost.py``, matfree 0.6.3), which always
+divides by the length of the next vector: if the Krylov space is complete before the
+last product, it continues with normalized rounding errors. For a matrix of rank 20 with
+the eigenvalues 1 to 20 it finds 1301, 840 and 547 after 40 products in float32, for
+three times the identity 33, 10 and 4, and for zero NaN.
 
 References:
   Lanczos, `An iteration method for the solution of the eigenvalue problem
@@ -34,13 +34,13 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class RitzPairs(NamedTuple):
-    """What the iteration finds, in ascending order of the values.
+    """The result of the iteration, in ascending order of the values.
 
     Attributes:
       basis: orthonormal rows that span the Krylov space, (num_matvecs, n).
       values: the Ritz values, (num_matvecs,).
       coefficients: of the Ritz vectors in the basis, one column for each value.
-      next_length: the length of the part of the last image outside of the basis.
+      next_length: length of the component of the last image outside the basis.
     """
 
     basis: jax.Array
@@ -58,9 +58,9 @@ def lanczos(
 ) -> RitzPairs:
     """``num_matvecs`` steps with full reorthogonalization, to be called while tracing.
 
-    The basis is kept as rows, since matrix-vector products read it along them. Where it
-    is invariant, as it is before the first step, the iteration goes on with a random
-    vector, and so finds eigenvalues as often as they occur.
+    The basis is stored in rows, along which matrix-vector products read it. If it is
+    invariant, as before the first step, the iteration continues with a random vector,
+    so it finds multiple eigenvalues as often as they occur.
     """
     flat, _ = ravel_pytree(params)
     product = flat_product(matvec, params, mesh)
@@ -70,7 +70,7 @@ def lanczos(
         """The part of a vector outside of the basis, and its coefficients inside."""
         first = matmul(basis, vector)
         rest = vector - matmul(first, basis)
-        # Once more for what rounding left in the first time: twice is enough.
+        # Again, for what rounding has left: twice is enough.
         second = matmul(basis, rest)
         return distribute(rest - matmul(second, basis), mesh), first + second
 
@@ -88,7 +88,7 @@ def lanczos(
         image = product(basis[i])
         rest, coefficients = outside(image, basis)
         projected = projected.at[i].set(coefficients)
-        # Below this the rest is the rounding of the image.
+        # A shorter rest is rounding of the image.
         rounding = 10 * eps * jnp.linalg.norm(image)
         return basis, projected, rest, jnp.linalg.norm(rest) <= rounding
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_vasso._internal import numerics
+from optax_vasso._internal.checks import shown
 from optax_vasso.sharpness import batches, checks, programs
 
 PyTree = Any
@@ -130,7 +131,7 @@ def _vector(name: str, values: jax.typing.ArrayLike) -> jax.Array:
         values = np.asarray(values)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf":
         raise ValueError(
-            f"{name} must be a vector of numbers, got {checks.shown(values)}: pass one"
+            f"{name} must be a vector of numbers, got {shown(values)}: pass one"
             " such as jnp.linspace(-1, 1, 21)."
         )
     return jnp.asarray(values, jnp.result_type(float))
@@ -143,7 +144,7 @@ def _along(
     def at(step: jax.Array) -> jax.Array:
         return batches.mean_loss(loss, numerics.add_scaled(params, step, direction))
 
-    # One point after the other: side by side they would need the memory of them all.
+    # In turn, since in parallel the points would need the memory of all.
     return jax.lax.map(at, steps)
 
 

@@ -57,7 +57,7 @@ def spectrum(
     """
     ax = _axes(ax)
     values = np.asarray(density.density)
-    # Between eigenvalues there is what is left of a Gaussian's tail: leave it out.
+    # Leave out the tails of Gaussians between eigenvalues.
     shown = np.where(values > values.max() * 1e-7, values, np.nan)
     style = _next(ax, color)
     ax.plot(density.grid, shown, label=label, **style)
@@ -143,13 +143,13 @@ def plane(
 
     losses = np.asarray(plane.losses)
     low, high = np.nanmin(losses), np.nanmax(losses)
-    if isinstance(levels, Sequence):
+    if not isinstance(levels, int):
         heights = np.asarray(levels)
     elif low > 0 and high > 3 * low:
         heights = np.geomspace(low, high, levels)
     else:
-        heights = np.linspace(low, high, levels)
-    # Colours by the number of the contour, whatever the distance to the next.
+        heights = np.linspace(low, high if high > low else low + 1, levels)
+    # Colours follow the numbers of the contours, not their distances.
     shown = {
         "levels": heights,
         "norm": BoundaryNorm(heights, 256, extend="both"),
@@ -181,7 +181,7 @@ def _axes(ax: Axes | None) -> Axes:
             "Plots need Matplotlib: run pip install '.[plot]' in a clone of "
             "optax_vasso."
         ) from None
-    # Outside of the context: a notebook's backend changes settings when it is loaded.
+    # Outside the context, since a notebook's backend changes settings when it loads.
     figure = plt.figure(
         figsize=(_COLUMN_WIDTH, 0.75 * _COLUMN_WIDTH), layout="constrained"
     )
@@ -190,7 +190,7 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _distinct(numbers: np.ndarray) -> list[str]:
-    """Two digits of each number, or as many as tell them apart."""
+    """Labels of two digits, or as many as distinguish the numbers."""
     for digits in range(2, 8):
         labels = [f"{number:.{digits}g}" for number in numbers]
         if len(set(labels)) == len(labels):
@@ -199,7 +199,7 @@ def _distinct(numbers: np.ndarray) -> list[str]:
 
 
 def _next(ax: Axes, color: str | None) -> dict[str, Any]:
-    """The style of the next curve; ticks and lines of reference do not count."""
+    """The style of the next curve; ticks and reference lines do not count."""
     number = sum(line.get_gid() == "curve" for line in ax.lines)
     return {
         "color": color or COLORS[number % len(COLORS)],
@@ -226,7 +226,7 @@ def _mark_end(ax: Axes, alpha: float, name: str) -> None:
 def _finish(ax: Axes) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.3, linewidth=0.5)
-    # What explains the ticks comes after the curves.
+    # The entry for ticks comes after the curves.
     handles = sorted(
         ax.get_legend_handles_labels()[0], key=lambda h: h.get_gid() == "ticks"
     )

@@ -1,9 +1,9 @@
 """Compiled measures that live no longer than the functions that they measure.
 
 A loss is usually a closure over its data. :func:`jax.jit` keeps every function that a
-:class:`jax.tree_util.Partial` brings into a program, and the program keeps the data, so
-that one cache for all losses would free none. Here each loss has programs of its own,
-which do not refer to it, and they go when it goes.
+:class:`jax.tree_util.Partial` brings into a program, and with it the data, so a common
+cache would free nothing. Here each loss has its own programs, which hold no reference
+to it and are freed with it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import jax
 from jax.tree_util import Partial
 
 PyTree = Any
-# What is kept for some functions together, by their identities.
+# What is kept for each combination of functions, by their identities.
 _kept: dict[tuple[Any, ...], dict[Any, Any]] = {}
-# What a Partial makes of a functools.partial, anew each time.
+# A Partial wraps a functools.partial in a new object of this type each time.
 _Shim = type(Partial(functools.partial(len)).func)
 
 
 class WeakFunction:
-    """A function, known by its identity, that is called but not kept alive.
+    """A function that is compared by identity, and called but not kept alive.
 
-    Python makes bound methods anew each time, so that their object counts. What cannot
-    be referred to weakly is kept.
+    Of a bound method, which Python creates anew each time, the object counts. An owner
+    without weak references is kept.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -46,7 +46,7 @@ class WeakFunction:
             self.owner = lambda: owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function, which the caller of the program still holds."""
+        """Call the function, which the program's caller still holds."""
         function = self.owner()
         if self.method is not None:
             function = types.MethodType(self.method, function)
@@ -80,7 +80,7 @@ def weakened(tree: PyTree) -> tuple[PyTree, list[WeakFunction]]:
 
 
 def kept_with(functions: list[WeakFunction]) -> dict[Any, Any]:
-    """A dictionary to keep things in for as long as all of the functions live."""
+    """A dictionary that lives as long as all of the functions."""
     key = tuple(function.identity for function in functions)
     if key not in _kept:
         _kept[key] = {}
@@ -115,7 +115,7 @@ def compiled(
         (weak_args, weak_kwargs), functions = weakened((args, kwargs))
         kept = kept_with(functions)
         if call not in kept:
-            # A function of its own, since JAX keeps programs by the function.
+            # A new function, since JAX caches programs by the function.
             own = functools.wraps(function)(lambda *a, **k: function(*a, **k))
             kept[call] = jax.jit(own, static_argnames=static_argnames)
         return kept[call](*weak_args, **weak_kwargs)

@@ -120,24 +120,13 @@ def eigenpairs(
     if num_matvecs is None:
         num_matvecs = min(size, 40 + 2 * k)
     num_matvecs = checks.count("num_matvecs", num_matvecs, 1)
-    if k > size:
-        raise ValueError(
-            f"k must be between 1 and the number of parameters, {size}, got {k}."
-        )
     if not k <= num_matvecs <= size:
         raise ValueError(
-            f"num_matvecs must be between k = {k} and the number of parameters, {size},"
-            f" got {num_matvecs}."
+            f"k must be at most num_matvecs, and that at most {size}, the number of"
+            f" parameters, got k = {k} and num_matvecs = {num_matvecs}."
         )
-    pairs = _ritz_pairs(
-        product,
-        params,
-        checks.key_or_default(key),
-        num_matvecs,
-        k,
-        which == "largest",
-        mesh_of(params),
-    )
+    key, from_top = checks.key_or_default(key), which == "largest"
+    pairs = _ritz_pairs(product, params, key, num_matvecs, k, from_top, mesh_of(params))
     return pairs._replace(vectors=shard_as(pairs.vectors, params))
 
 
@@ -274,7 +263,7 @@ def _trace(matvec: Matvec, params: PyTree, keys: jax.Array, mesh: Any) -> Estima
         signs = distribute(signs, mesh)
         return jnp.sum(signs * product(signs))
 
-    # One after the other: side by side they would need the memory of them all.
+    # In turn, since in parallel they would need the memory of all.
     return estimate(jax.lax.map(quadratic_form, keys))
 
 
@@ -297,7 +286,7 @@ def _smooth(
     num_points: int,
 ) -> SpectralDensity:
     low, high = nodes.min(), nodes.max()
-    # All eigenvalues may be equal: then 1% of their size, or of 1 if it is 0.
+    # If all eigenvalues are equal, 1% of their size, or of 1 if that is 0.
     spread = jnp.where(high - low > 1e-5 * abs(high), high - low, abs(high))
     default = 0.01 * jnp.where(spread > 0, spread, 1)
     width = default if bandwidth is None else jnp.asarray(bandwidth, nodes.dtype)
@@ -305,10 +294,11 @@ def _smooth(
     edges = jnp.linspace(low, high, num_points + 1, dtype=nodes.dtype)
     centres = (edges[1:] + edges[:-1]) / 2
 
-    # Averages over cells, not values at points: they sum to 1 for any bandwidth.
+    # Averages over cells sum to 1 for any bandwidth; values at points do not.
     def mass(cell: tuple[jax.Array, jax.Array]) -> jax.Array:
         ends = [(edge - nodes) / width for edge in cell]
-        # Both ends on the lower side of the Gaussian, where small masses keep digits.
+        # Move both ends to the lower side of the Gaussian, where small masses keep
+        # their digits.
         flip = ends[0] > 0
         lower = jnp.where(flip, -ends[1], ends[0])
         upper = jnp.where(flip, -ends[0], ends[1])

@@ -19,14 +19,14 @@ from optax_vasso.steps.two_gradients import SharpnessAwareState
 
 PyTree = Any
 
-# A restored state of another optimizer is told by the names that Optax's states have.
+# The fields of Optax's states, by which restored states of other optimizers are known.
 _KNOWN_FIELDS = [
     frozenset(kind._fields)
     for module in (optax, optax.contrib)
     for name, kind in vars(module).items()
     if name.endswith("State") and getattr(kind, "_fields", ())
 ] + [frozenset(SharpnessAwareState._fields)]
-# What holds an optimizer state by a name of its own: train states, and ours.
+# The names under which train states hold an optimizer state.
 _HOLDERS = ("opt_state", "optimizer_state")
 
 
@@ -34,23 +34,23 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     """The parameters to evaluate, export and keep: those without a perturbation.
 
     Args:
-      state: the state of any optimizer, in which :func:`optax_vasso.lagged` may stand
-        anywhere: in a chain, in :func:`optax.partition`, :func:`optax.masked`,
+      state: the state of any optimizer, with that of :func:`optax_vasso.lagged`
+        anywhere in it: in a chain, in :func:`optax.partition`, :func:`optax.masked`,
         :class:`optax.MultiSteps`, in a train state, in containers and wrappers of other
         libraries. It may have been restored from a checkpoint as nested dictionaries
         and lists.
-      params: the parameters of the training loop that belong to it, in any containers
-        whose leaves have the names that they had in the loop.
+      params: the parameters of the training loop that belong to the state, in any
+        containers that keep the names of the leaves.
 
     Returns:
-      x_t, like ``params``: up to one rounding the point that the base optimizer steps
-      from. The parameters themselves if the optimizer is not lagged.
+      x_t, like ``params``: the point from which the base optimizer steps, up to one
+      rounding. The parameters themselves if the optimizer is not lagged.
 
     Raises:
-      ValueError: if ``state`` holds no optimizer state, as ``None``, an empty tuple, a
-        tree of parameters, or the optimizer itself; if the parameters are not those of
-        the state, or the two are swapped; if the state has two perturbations for one
-        parameter, and only one of them is that of ``params``.
+      ValueError: if ``state`` holds no optimizer state (``None``, an empty tuple, a
+        tree of parameters, the optimizer itself); if the parameters do not belong to
+        the state, or the two are swapped; if the state has several perturbations for
+        one parameter.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -101,7 +101,7 @@ def _matched(state: LaggedState, params: PyTree) -> list[Any]:
 
 
 def _check_order(state: PyTree, params: PyTree) -> None:
-    """Raise a ValueError for parameters that are a state, or an optimizer for it."""
+    """Raise a ValueError for a state as params, or an optimizer as state."""
     if any(_is_state_of_optax(node, below) for node, below in paths.nodes(params)):
         raise ValueError(
             "params contains the state of an optimizer: pass the state first, as in "
@@ -150,7 +150,7 @@ def _is_named_tuple(node: Any) -> bool:
 
 
 def _has_known_fields(below: dict[str, Any]) -> bool:
-    """Whether a node has the fields of a state; one name alone may be a parameter's."""
+    """Whether a node has the fields of a state: several, as one may be a parameter."""
     names = below.keys()
     return any(name in names for name in _HOLDERS) or any(
         fields == names or (len(fields) > 1 and fields <= names)

@@ -25,7 +25,7 @@ PyTree = Any
 
 @trees.of_ascent("ascent_state")
 class LaggedState(NamedTuple):
-    """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} out of it.
+    """State of :func:`optax_vasso.lagged`; ``perturbation_of`` reads ε_{t−1} from it.
 
     Attributes:
       step: updates so far, an int32 scalar: where ``rho`` is read.
@@ -35,9 +35,9 @@ class LaggedState(NamedTuple):
       scale: ε_{t−1} over the direction, a float32 (under x64 float64) scalar: the last
         ρ, or one without ``rho``.
       norm: the 2-norm of the last output, likewise; one without ``rho``.
-      rounding: what rounding has added to x_t + ε_{t−1}: a tree like ``direction`` if
-        parameters have fewer than 32 bits, else of ``None``. Without ``rho`` the
-        direction holds it.
+      rounding: rounding error of x_t + ε_{t−1}: a tree like ``direction`` if parameters
+        have fewer than 32 bits, else of ``None``. Without ``rho`` the direction
+        includes it.
       ascent_state: the state of the ascent chain.
       optimizer_state: the state of the base optimizer.
     """
@@ -55,7 +55,7 @@ class LaggedTransformation(optax.GradientTransformationExtraArgs):
     """The result of :func:`optax_vasso.lagged`, which can also move parameters.
 
     ``move(updates, state, params, **extra_args)`` is ``update``, but returns the new
-    parameters in place of their updates. It needs one copy of the parameters less:
+    parameters instead of their updates. It saves a copy of the parameters, since
     x_{t+1} replaces y_t before ‖d_t‖ is known.
     """
 
@@ -155,11 +155,10 @@ def lagged(
                 ascent_state,
             )
         except (TypeError, ValueError):
-            # It needs an argument that only the training loop has; if something else is
-            # wrong, update says so.
+            # It needs an argument of the training loop; update reports other errors.
             given = params
-        # Where the chain gives nothing there is nothing to keep; what a mask leaves out
-        # may be an integer, such as a quantized base.
+        # Leaves that the chain does not perturb need no direction, and may be integers,
+        # such as a quantized base.
         perturbed = jax.tree.map(
             lambda x, d: None if checks.is_left_out(d) else x, params, given
         )
@@ -205,7 +204,7 @@ def lagged(
             point,
             **passing(extra_args, direction=last, grad_fn=grad_fn),
         )
-        # Out of the parameters nothing could be taken again that is not finite.
+        # A non-finite perturbation could not be subtracted from the parameters again.
         output = jax.tree.map(
             lambda d, old: d if checks.is_left_out(d) else numerics.finite_or(d, old),
             output,
@@ -253,8 +252,8 @@ def perturbation_of(state: LaggedState) -> PyTree:
     """ε_{t−1}, by which the parameters that belong to a state are perturbed.
 
     A tree like the parameters, ``None`` or empty where they are not perturbed. The
-    state may have any containers in place of those that ``init`` made: a restored one
-    has dictionaries and lists. It may be many states, stacked along leading axes.
+    state may have other containers than ``init`` made, as a restored one has, and may
+    be many states, stacked along leading axes.
     """
     perturbation = _scaled(state.scale, state.direction)
     if not jax.tree.leaves(state.rounding):
@@ -265,8 +264,8 @@ def perturbation_of(state: LaggedState) -> PyTree:
 def read_state(fields: Mapping[str, Any]) -> LaggedState | None:
     """The state of :func:`lagged` whose fields are among these, by their names.
 
-    One name alone may be that of a parameter. Not all of them need be there, since some
-    containers, such as the states of NNX, keep no field that is empty.
+    Several names are required, since a parameter may have one of them, but not all:
+    some containers, such as the states of NNX, drop empty fields.
     """
     siblings = {"ascent_state", "optimizer_state"}
     if not {"direction", "scale"} <= fields.keys() or siblings.isdisjoint(fields):
@@ -280,7 +279,7 @@ def unperturbed(param: Any, perturbation: Any) -> Any:
     if checks.is_left_out(perturbation):
         return param
     param = jnp.asarray(param)
-    # Of x + ε, what varies with ε has been averaged away: x is not known any more.
+    # The part of x + ε that varied with ε has been averaged away, so x is unknown.
     averaged = mapped.varying_axes(perturbation) - mapped.varying_axes(param)
     if averaged:
         raise ValueError(
@@ -310,9 +309,9 @@ def _by_leaf(
 def _start(
     moves: bool, param: jax.Array, step: Any, before: Any, output: Any
 ) -> tuple[jax.Array | None]:
-    """What ε_t is to be added to: x_{t+1}, or where an update is wanted x_{t+1} − y_t.
+    """What ε_t is added to: x_{t+1}, or x_{t+1} − y_t if an update is wanted.
 
-    Both in the precision of ε, however few bits the step has.
+    Computed in the precision of ε, however few bits the step has.
     """
     if checks.is_left_out(before) or checks.is_left_out(output):
         return (None,)
@@ -340,7 +339,7 @@ def _finish(
             new = optax.apply_updates(param, step) if moves else step
         if checks.is_left_out(last):
             return new, last, rounding
-        # Where the chain had no gradient the perturbation stays what it was.
+        # Without a gradient for the chain the perturbation stays as it was.
         kept = last_scale / jnp.where(scale == 0, 1, scale)
         return new, _scaled(kept, last), rounding
     direction = output.astype(last.dtype)
@@ -358,7 +357,7 @@ def _finish(
 
 
 def _scaled(scale: PyTree, tree: PyTree) -> PyTree:
-    """A tree times a scalar, or many trees, stacked in front, times their scalars."""
+    """A tree times a scalar; or stacked trees times a vector of scalars."""
     (factor,) = map(jnp.asarray, jax.tree.leaves(scale))
 
     def times(leaf: jax.Array) -> jax.Array:

@@ -178,7 +178,7 @@ def sharpness_aware(
             return optax.tree.scale(1 / ascent_steps, parts), ascent_state
 
         def point(perturbation: PyTree) -> PyTree:
-            # No update is no perturbation: the parameter is left out of training.
+            # Without an update there is no perturbation: the parameter is not trained.
             checks.check_inexact(
                 numerics.map_updates(lambda e, x: x, perturbation, params)
             )
@@ -201,7 +201,7 @@ def sharpness_aware(
                     "returns it, got gradients alone: pass grad_fn = "
                     "jax.value_and_grad(loss)."
                 )
-            # With one ascent step it is known outside, and not carried through a cond.
+            # With one ascent step it is known outside, so the cond need not return it.
             return grads, as_loss(value), () if ascent_steps == 1 else total
 
         def stay() -> tuple[PyTree, jax.Array, PyTree]:
@@ -229,7 +229,7 @@ def sharpness_aware(
             descent, value, total = mapped.cond(ascended, ascend, stay)
         ascended = jnp.asarray(ascended)
         if trees.follows_loss(ascent_state):
-            # A step that did not ascend says nothing, and what is no number is ignored.
+            # NaN is ignored: a step that did not ascend has no perturbed loss.
             found = jnp.where(ascended, value, jnp.nan)
             ascent_state = trees.tell_loss(ascent_state, found)
         new_updates, optimizer_state = optimizer.update(
@@ -272,7 +272,7 @@ def gradient_at(
     found: list[Any] = [(None, result)]
     if isinstance(result, tuple) and len(result) == 2:
         found.append(result)
-    # A finite tree cannot be (leaf, itself): the two contracts are never confused.
+    # No finite tree equals (leaf, itself), so the two contracts cannot be confused.
     for value, grads in found:
         aligned = _aligned(grads, clean_grads)
         if aligned is not None and _is_scalar(value):

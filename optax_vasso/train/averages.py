@@ -188,15 +188,14 @@ def _mean_fn(value_fn: Callable[..., jax.Array], axis_name: AxisName) -> Any:
 
 
 def _own(params: PyTree, axis_name: AxisName) -> PyTree:
-    """The parameters as those of one device, at which it differentiates alone.
+    """The parameters of one device, at which it differentiates alone.
 
-    A mean over devices of what is computed from them has as its gradient, by the shared
-    parameters, the mean of the devices' gradients.
+    The gradient of a mean over devices is then the mean of the devices' gradients.
     """
     tracked = mapped.tracked_axes(axis_name)
     untracked = tuple(n for n in mapped.axis_names(axis_name) if n not in tracked)
-    # JAX does this itself where it tracks what varies; elsewhere the derivative of a
-    # mean over devices is that of one device.
+    # Where JAX does not track what varies, it differentiates a mean over devices as if
+    # there were one device.
     if untracked:
         params = _average_cotangents(params, untracked)
     return mapped.vary(params, tracked)
@@ -227,7 +226,7 @@ def _check_axis(axis_name: AxisName) -> None:
 
 
 def _check_varies(updates: PyTree, axis_name: AxisName) -> None:
-    """Raise a ValueError for gradients that JAX has summed, or somebody averaged."""
+    """Raise a ValueError for gradients that were already summed or averaged."""
     tracked = mapped.tracked_axes(axis_name)
     for path, leaf in jax.tree.leaves_with_path(updates):
         shared = sorted(tracked - mapped.varying_axes(leaf))

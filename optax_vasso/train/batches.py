@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_vasso._internal import checks, mapped
+from optax_vasso._internal import checks, mapped, paths
 from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn
 
@@ -63,9 +63,9 @@ def microbatched(count: int, gradient: GradientMaker = whole_batch) -> GradientM
         one_part = gradient(loss_fn)
 
         def grad_fn(at: Inputs) -> Any:
-            # Not optax.microbatching, whose parts these are: it gathers a batch that
-            # is sharded over an explicit mesh axis, averages in the dtype of each leaf,
-            # and takes floats only.
+            # The parts are those of optax.microbatching, which gathers a batch sharded
+            # over an explicit mesh axis, averages in the dtype of each leaf, and takes
+            # floats only.
             parts = jax.tree.map(
                 lambda leaf: jnp.moveaxis(
                     leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0
@@ -170,8 +170,9 @@ def on_batch(name: Any, gradient: GradientMaker = whole_batch) -> GradientMaker:
             return batch[name]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                f"on_batch({name!r}) needs a batch that has an entry {name!r}, "
-                f"got {jax.tree.structure(batch)}."
+                f"on_batch({name!r}) needs a batch that has an entry {name!r}, got "
+                f"{', '.join(paths.children(batch))}: pass both batches of a step "
+                "under the names given to on_batch."
             ) from error
 
     return on_chosen(choose, gradient)
@@ -194,7 +195,7 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """What microbatches are added to: at least in float32, sharded as they are."""
+    """Zeros to add microbatches to, in float32 or wider, with their sharding."""
     narrow = _is_float(shape) and shape.dtype.itemsize < 4
     return mapped.zeros_like(shape, jnp.float32 if narrow else None)
 
@@ -207,7 +208,7 @@ def exact_share(
     name: str, value: float, allowed: str, most: float
 ) -> fractions.Fraction:
     """A share of the examples as a fraction, which decides the sizes of arrays."""
-    # In float32, in which all numbers are looked at, 1e-6 is a little less.
+    # The check also looks at the number in float32, where 1e-6 is a little less.
     least = np.float32(1e-6)
     checks.check_number(name, value, allowed, lambda v: least <= v <= most)
     if isinstance(value, jax.core.Tracer):
@@ -230,17 +231,22 @@ def take_of_groups(batch: PyTree, size: int, within: slice) -> PyTree:
 
 def check_examples(batch: PyTree, parts: int, what: str) -> PyTree:
     """The batch as arrays, if its leading axis can be divided into ``parts``."""
-    batch = jax.tree.map(jnp.asarray, batch)
+    check_divisible(batch, parts, what)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def check_divisible(batch: PyTree, parts: int, what: str) -> None:
+    """Raise a ValueError if a leading axis cannot be divided into ``parts``."""
     for path, leaf in jax.tree.leaves_with_path(batch):
         name = f"batch{jax.tree_util.keystr(path)}"
-        if not leaf.ndim:
+        if not jnp.ndim(leaf):
             raise ValueError(
                 f"{name} is a scalar, but {what} need a leading axis divisible by "
                 f"{parts}: repeat it once per example, or bind it to the loss."
             )
-        if leaf.shape[0] % parts:
+        size = jnp.shape(leaf)[0]
+        if size % parts:
             raise ValueError(
-                f"{name} has {leaf.shape[0]} examples, but {what} need a multiple of "
-                f"{parts}: change one of the two."
+                f"{name} has {size} examples, but {what} need a multiple of {parts}: "
+                "change one of the two."
             )
-    return batch

@@ -39,7 +39,7 @@ from optax_vasso._internal.locks import lock
 
 PyTree = Any
 
-_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # in the names of what is not whole
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # in the names of incomplete checkpoints
 _RETRIES = (1.0, 4.0)  # seconds to wait before reading again after a failed read
 
 
@@ -128,9 +128,9 @@ def checkpoints(
 
     def write(number: int, args: ocp.args.Composite) -> None:
         if not jax.process_index():
-            if _whole(folder) - damaged:  # else only when the new one is whole
+            if _whole(folder) - damaged:  # else only once the new one is complete
                 set_aside()
-            for path in list(folder.iterdir()):  # what a failed save has left
+            for path in list(folder.iterdir()):  # left over from failed saves
                 unfinished = is_url and path.name.isdigit() and not _is_whole(path)
                 if _UNFINISHED in path.name or unfinished:
                     path.rmtree()
@@ -139,12 +139,12 @@ def checkpoints(
     def tidy() -> None:
         set_aside()
         for number in sorted(_whole(folder))[:-keep]:
-            # Renamed first: killed here, the process leaves no half of a checkpoint.
+            # Renamed first, so that a process killed here leaves no partial checkpoint.
             _rename(folder / str(number), f"{number}{_UNFINISHED}.old").rmtree()
 
     def save(state: PyTree) -> None:
         check_open()
-        # A number is never used twice: what is there stays until the new one is whole.
+        # Numbers are not reused, so old checkpoints stay until the new one is complete.
         step = int(jnp.max(state.step))
         number = max(step, newest() + 1)
         arrays = _as_dict(state)
@@ -217,7 +217,7 @@ def _is_whole(path: epath.Path) -> bool:
 
 
 def _whole(folder: epath.Path) -> set[int]:
-    """The numbers of the checkpoints in a directory, of which none is half-written."""
+    """The numbers of the complete checkpoints in a directory."""
     return {int(path.name) for path in folder.iterdir() if _is_whole(path)}
 
 
@@ -233,8 +233,8 @@ def _read(
 ) -> tuple[PyTree, Exception | None]:
     """The state in the folder of a checkpoint, or why it cannot be read.
 
-    The handlers are used and not the checkpointer: they wait for no other process, so
-    one that cannot read its shards leaves none of them hanging.
+    It uses Orbax's handlers, because its checkpointer waits for all processes and would
+    hang if one cannot read its shards.
     """
     described, error = _persistently(
         lambda: description.unsealed(
@@ -264,7 +264,7 @@ def _read(
 
 
 def _persistently(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What ``read`` gives; a failure other than damage may pass, so it tries again."""
+    """The result of ``read``, tried again after a failure other than damage."""
     result, error = _everywhere(read)
     for pause in _RETRIES:
         if error is None or _is_damage(error):
@@ -274,14 +274,14 @@ def _persistently(read: Callable[[], Any]) -> tuple[Any, Exception | None]:
     return result, error
 
 
-# Of TensorStore's status codes, those of content that is missing or cannot be decoded.
+# TensorStore's status codes for content that is missing or cannot be decoded.
 _DAMAGED = "DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error of reading means that the content is not what was written.
+    """Whether a read error means that the content is not what was written.
 
-    A disk, network or memory that fails is no damage: it may work again.
+    A failing disk, network or memory is no damage, since it may recover.
     """
     text = str(error)
     code = re.search(r"os_error_code='(\d+)'", text)  # TensorStore raises no OSErrors
@@ -297,7 +297,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _everywhere(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What an action gives on this process, or the worst error on any of them."""
+    """The result of an action on this process, or the worst error on any process."""
     result, error = None, None
     try:
         result = action()
@@ -317,7 +317,7 @@ def _on_process_0(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _root(error: BaseException) -> Any:
-    """The cause of an error, without the many lines of what was being done."""
+    """The cause of an error, without its long context."""
     while error.__cause__ is not None:
         error = error.__cause__
     error.__context__ = None
@@ -326,12 +326,11 @@ def _root(error: BaseException) -> Any:
 
 @functools.cache
 def _one_report() -> None:
-    """Of a failure, hear what is raised and not the many lines of Orbax beside it.
+    """Silence what Orbax prints beside the errors that it raises.
 
-    Where one array cannot be read, it leaves the reads of the others unfinished, and
-    each writes dozens of lines to stderr when it is collected or its thread finds the
-    event loop closed, perhaps much later. Where one cannot be written, each thread of
-    the save logs its error before it is raised here.
+    If an array cannot be read, the unfinished reads of the others each write dozens of
+    lines to stderr, perhaps much later, when they are collected or find the event loop
+    closed. If one cannot be written, each thread of the save logs its error as well.
     """
     report_others = sys.unraisablehook
 
@@ -354,9 +353,8 @@ def _name(number: int) -> str:
 def _as_dict(state: PyTree) -> dict[str, jax.Array]:
     """The arrays of a state by number; typed random keys as their data.
 
-    Orbax would restore tuples as lists and empty states as nothing: the structure
-    comes from the state to restore into. It refuses arrays of size zero, of which the
-    description says all.
+    Orbax would restore tuples as lists and drop empty states, so the structure comes
+    from the state to restore into. Arrays of size zero, which it refuses, are left out.
     """
     return {
         _name(i): jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf)
@@ -376,7 +374,7 @@ def _from_dict(arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
 
 
 def _first_line(error: BaseException) -> str:
-    """An error in a line: what went wrong, without what TensorStore was asked to do."""
+    """An error in one line, without TensorStore's description of the request."""
     text = str(error).partition(" [tensorstore_spec")[0].strip()
     line = text.splitlines()[0][:300] if text else ""
     return line if type(error) is ValueError else f"{type(error).__name__}: {line}"

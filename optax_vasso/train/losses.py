@@ -1,4 +1,4 @@
-"""Bring the losses that users write into the one signature of the train step."""
+"""Adapt the losses that users write to the signature of the train step."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FORM = (
 
 
 def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
-    """A loss of all arguments and results, from one that takes what it needs.
+    """A loss with all arguments and results, from one with those that it needs.
 
     Args:
-      loss_fn: takes the parameters first, the batch under any name, and what it needs
-        of ``model_state`` and ``key`` by these names.
+      loss_fn: takes the parameters first, the batch under any name, and, if it needs
+        them, ``model_state`` and ``key`` under these names.
       has_aux: whether it returns auxiliary output.
 
     Returns:
@@ -33,8 +33,8 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
       ``aux`` is ``()`` without ``has_aux``.
 
     Raises:
-      ValueError: if the signature is another; when it is called, if what the loss
-        returns is not what was announced, or it needs a key and there is none.
+      ValueError: for another signature; when it is called, if the loss returns
+        something else, or needs a key and there is none.
     """
     call, has_state = _by_role(loss_fn, "loss_fn")
 
@@ -46,18 +46,10 @@ def as_canonical(loss_fn: Callable[..., Any], has_aux: bool) -> LossFn:
 
 
 def as_network(network: Callable[..., Any]) -> Callable[..., tuple[PyTree, PyTree]]:
-    """A network in the same form: it takes everything and returns outputs and state.
-
-    Args:
-      network: takes the parameters first, the batch under any name, and what it needs
-        of ``model_state`` and ``key`` by these names.
+    """A network with all arguments and results, as :func:`as_canonical`.
 
     Returns:
       ``canonical(params, model_state, batch, key) -> (outputs, model_state)``.
-
-    Raises:
-      ValueError: if the signature is another; when it is called, if it takes
-        ``model_state`` and does not return a pair, or needs a key and there is none.
     """
     call, has_state = _by_role(network, "network")
 
@@ -110,9 +102,9 @@ def _arguments(
 ) -> list[tuple[inspect.Parameter, str]]:
     """The arguments to call a function with, in order, and the role of each.
 
-    They go by position where they may: the signature is often that of another function,
-    which it calls by ``*args``, as behind :func:`functools.wraps` and
-    :func:`jax.shard_map`. An argument without a role among them keeps its default.
+    They are passed by position if possible, because a function made by
+    :func:`functools.wraps` or :func:`jax.shard_map` shows the signature of another one,
+    which it calls with ``*args``. An argument without a role keeps its default.
     """
     kind = inspect.Parameter
     two = [kind(name, kind.POSITIONAL_ONLY) for name in ("params", "batch")]

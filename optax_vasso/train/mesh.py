@@ -5,6 +5,7 @@ The train step of :func:`optax_vasso.make_train_step` then runs on any mesh.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,7 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from optax_vasso._internal.checks import check_transformation, is_key, is_left_out
+from optax_vasso._internal.checks import (
+    check_transformation,
+    is_key,
+    is_left_out,
+    tree_difference,
+)
+from optax_vasso.train.batches import check_divisible
 from optax_vasso.train.step import TrainState
 
 PyTree = Any
@@ -35,15 +42,9 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: str = "data") -> PyTree:
         nothing has been moved then.
     """
     check_mesh_axis(mesh, axis)
-    processes = jax.process_count()
-    for path, leaf in jax.tree.leaves_with_path(batch):
-        size = jnp.shape(leaf)[0] * processes if jnp.ndim(leaf) else None
-        if size is None or size % mesh.shape[axis]:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {size} examples in all, not "
-                f"a multiple of the {mesh.shape[axis]} devices of mesh axis {axis!r}: "
-                "change the batch or the mesh."
-            )
+    processes, devices = jax.process_count(), mesh.shape[axis]
+    parts = devices // math.gcd(devices, processes)
+    check_divisible(batch, parts, f"the devices of mesh axis {axis!r}")
     sharding = NamedSharding(mesh, P(axis))
     if processes == 1:
         return jax.device_put(batch, sharding)
@@ -106,25 +107,27 @@ def state_shardings(
     check_mesh(mesh)
     check_transformation("optimizer", optimizer)
     structure: Any = jax.tree.structure(state.params)
-    if _is_spec(specs):
+    if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, state.params)
-    if jax.tree.structure(specs, is_leaf=_is_spec) != structure:
+    if jax.tree.structure(specs) != structure:
         raise ValueError(
-            "specs has another tree structure than the parameters: "
-            f"{jax.tree.structure(specs, is_leaf=_is_spec)} against {structure}."
+            "specs has another tree structure than the parameters "
+            f"({tree_difference(specs, state.params)}): pass what fsdp_specs(params, "
+            "mesh) returns, or one spec for all of them."
         )
-    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=_is_spec)
-    for (path, leaf), sharding in zip(
-        jax.tree.leaves_with_path(state.params), jax.tree.leaves(shardings), strict=True
-    ):
+    leaves = jax.tree.leaves_with_path(state.params)
+    for (path, leaf), spec in zip(leaves, jax.tree.leaves(specs), strict=True):
         try:
-            sharding.shard_shape(jnp.shape(leaf))
-        except (ValueError, IndexError) as error:
+            NamedSharding(mesh, spec).shard_shape(jnp.shape(leaf))
+        except (AttributeError, IndexError, ValueError) as error:
             raise ValueError(
-                f"specs{jax.tree_util.keystr(path)}: {sharding.spec} does not fit a "
-                f"parameter of shape {jnp.shape(leaf)} on {mesh.shape}: {error}"
+                f"specs{jax.tree_util.keystr(path)} is {spec}, which does not fit a "
+                f"parameter of shape {jnp.shape(leaf)} on a mesh of "
+                f"{dict(mesh.shape)}: name axes of the mesh that divide it, or keep it "
+                "whole with PartitionSpec()."
             ) from error
 
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     whole = NamedSharding(mesh, P())
     known = optax.tree.map_params(
         optimizer,
@@ -152,7 +155,7 @@ def shard_state(
 
     def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         if is_key(leaf):
-            # JAX puts a typed key on devices of this process only, its data on all.
+            # JAX puts typed keys only on devices of this process, plain arrays on all.
             data = jax.device_put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return jax.device_put(leaf, sharding)
@@ -175,7 +178,3 @@ def check_mesh_axis(mesh: Mesh, axis: str) -> None:
             f"axis {axis!r} is not in the mesh, which has {tuple(mesh.shape)}: name "
             "one of these, or make a mesh that has it."
         )
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, P)

@@ -53,7 +53,7 @@ def apart(gradient: GradientMaker = whole_batch) -> GradientMaker:
                 del carry
                 return jnp.zeros((), bool), jax.tree.map(jnp.asarray, grad_fn(at))
 
-            # A loop whose condition XLA does not evaluate: it is left as it is.
+            # XLA does not evaluate the condition, so it keeps this loop of one round.
             nothing = jax.tree.map(mapped.zeros_like, jax.eval_shape(grad_fn, at))
             start = (jnp.ones((), bool), nothing)
             return jax.lax.while_loop(lambda carry: carry[0], once, start)[1]

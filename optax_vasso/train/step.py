@@ -8,15 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_vasso._internal import mapped, numerics, trees
-from optax_vasso._internal.checks import check_params, check_transformation, is_key
+from optax_vasso._internal.checks import (
+    check_params,
+    check_transformation,
+    is_key,
+    shown,
+)
 from optax_vasso._internal.extra_args import passing
 from optax_vasso.steps.two_gradients import SharpnessAwareState
 from optax_vasso.train.gradients import GradientFn, GradientMaker, Inputs, whole_batch
 from optax_vasso.train.losses import LossFn, as_canonical
-from optax_vasso.wrappers import SkipState
+from optax_vasso.wrappers import SkipState, settled
 
 PyTree = Any
 
@@ -62,16 +68,17 @@ def init_train_state(
     """
     check_transformation("optimizer", optimizer)
     check_params(params)
-    if key is not None and not (is_key(key) or jnp.result_type(key) == jnp.uint32):
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if key is not None and not (is_array and (is_key(key) or key.dtype == jnp.uint32)):
         raise ValueError(
-            f"key must be a random key, got {key!r}: pass jax.random.key(0)."
+            f"key must be a random key, got {shown(key)}: pass jax.random.key(0)."
         )
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # Copied as well: an optimizer may share one zero between several scalars, and
-        # a buffer can be donated only once.
+        # Copied too, since an optimizer may use one buffer for several scalars, and a
+        # buffer can be donated only once.
         opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         model_state=model_state,
         key=key,
@@ -184,9 +191,9 @@ def make_train_step(
 
 
 def compiled_step(step: Step, out_shardings: PyTree = None) -> Step:
-    """The step, jitted; it donates its state, and names a state donated before.
+    """The jitted step, which donates its state and reports one that was donated before.
 
-    Only when a call has failed does it look for one, so that a step costs nothing more.
+    It looks for one only after a call has failed, so the check costs nothing.
     """
     jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
@@ -197,7 +204,7 @@ def compiled_step(step: Step, out_shardings: PyTree = None) -> Step:
         try:
             return jitted(state, batch)
         except (RuntimeError, ValueError) as error:
-            # JAX's words, for a step that failed after it began has deleted them too.
+            # A step that failed midway has deleted them too, so look at JAX's message.
             if "deleted" in str(error) and _is_deleted(state):
                 raise ValueError(
                     "state was given to a step before, which reused its buffers: go "
@@ -239,7 +246,7 @@ def build_train_step(
     }.items():
         if maker is not None and not callable(maker):
             raise ValueError(
-                f"{name} must be a gradient maker, got {maker!r}: pass one of "
+                f"{name} must be a gradient maker, got {shown(maker)}: pass one of "
                 "optax_vasso.train, as in microbatched(4)."
             )
     if isinstance(optimizer, optax.MultiSteps):
@@ -264,12 +271,8 @@ def build_train_step(
             if separate_keys:
                 key, perturbed_key = jax.random.split(key)
 
-        scales = [
-            skip.loss_scale
-            for skip in trees.find_states(state.opt_state, SkipState)
-            if skip.loss_scale != ()
-        ]
-
+        skips = trees.find_states(state.opt_state, SkipState)
+        scales = [skip.loss_scale for skip in skips if skip.loss_scale != ()]
         at = Inputs(state.params, state.model_state, batch, key)
 
         def evaluate(maker: GradientMaker, at: Inputs) -> Any:
@@ -307,7 +310,7 @@ def build_train_step(
             )
         new, opt_state = (move or update)(
             grads,
-            # An optimizer that is not asked on this step has nothing to report of it.
+            # An optimizer that is not called on this step has nothing to report.
             trees.clear_metrics(state.opt_state),
             state.params,
             **passing(
@@ -318,6 +321,10 @@ def build_train_step(
                 **({} if axis_name is None else {"axis_name": axis_name}),
             ),
         )
+        if skips and not isinstance(opt_state, SkipState):
+            opt_state = settled(
+                opt_state, state.opt_state, state.params, (loss, grads), axis_name
+            )
         ours: dict[str, Any] = {"loss": loss}
         metrics = trees.collect_metrics(opt_state)
         if ascends:
@@ -349,7 +356,7 @@ def build_train_step(
 
 
 def check_roles(state: Any, batch: PyTree) -> None:
-    """Raise a ValueError for what is no train state, or a batch that is not divided."""
+    """Raise a ValueError for anything but a train state, or an undivided batch."""
     if not isinstance(state, TrainState):
         found = (
             f"an array of shape {jnp.shape(state)}"
@@ -382,7 +389,7 @@ def check_roles(state: Any, batch: PyTree) -> None:
 
 
 def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
-    """The state with each leaf in a memory space of its own."""
+    """The state with each leaf in the memory space given for it."""
     structure: Any = jax.tree.structure(state)
     leaves = jax.tree.leaves(state)
     moved = [jax.device_put(x, space) for x, space in zip(leaves, spaces, strict=True)]
@@ -390,7 +397,7 @@ def _moved(state: TrainState, spaces: list[Any]) -> TrainState:
 
 
 def _with_loss_scale(loss_scale: Any, gradient: GradientMaker) -> GradientMaker:
-    """The gradient by way of the loss times a scale, in float32 or wider."""
+    """The gradient, computed from the loss times a scale in float32 or wider."""
 
     def make(loss_fn: LossFn) -> GradientFn:
         def scaled(*args: Any) -> tuple[jax.Array, tuple[PyTree, PyTree]]:

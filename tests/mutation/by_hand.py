@@ -87,7 +87,8 @@ BY_HAND = [
         "if ascent_steps == 1 else total,\n            ),",
         "if ascent_steps >= 1 else total,\n            ),",
     ),
-    (TWO, "jnp.asarray(g).astype(like.dtype), result", "jnp.asarray(g), result"),
+    (NUMERICS, "None if x is None else jnp.asarray(u, jnp.result_type(x))", "u"),
+    (TWO, "if is_whole else None", "if True else None"),
     (TWO, "else first\n", "else optax.tree.zeros_like(first)\n"),
     # The train step.
     (STEP, "step=optax.safe_increment(state.step),", "step=state.step + 1.0,"),
@@ -214,7 +215,7 @@ BY_HAND = [
     (SAVED, "damaged.add(number)", "damaged.add(number + 1)"),
     (SAVED, "{number}{_UNFINISHED}.old", "{number}.old"),
     (SAVED, "            if unlock:\n                unlock()", "            pass"),
-    (SAVED, "not isinstance(keep, numbers.Integral) or keep < 1", "keep < 1"),
+    (SAVED, 'check_integer("keep", keep, 1)', 'check_integer("keep", keep, 0)'),
     # Wrappers and metrics.
     (WRAPPERS, "jax.tree.map(jnp.array, loss_scale)", "loss_scale"),
     (
@@ -223,7 +224,9 @@ BY_HAND = [
         "(updates, new_updates)",
     ),
     (WRAPPERS, ") & all_finite(optimizer_state, state.optimizer_state)", ")"),
-    (WRAPPERS, "jnp.isfinite(after) | ~jnp.isfinite(before)", "jnp.isfinite(after)"),
+    (WRAPPERS, "finite | ~jnp.isfinite(*old) if old else finite", "finite"),
+    (WRAPPERS, "finite & (new.total == old.total)", "finite"),
+    (WRAPPERS, "finite & (new.total == old.total)", "new.total == old.total"),
     (
         WRAPPERS,
         "consecutive=(state.consecutive + 1) * skipped",
@@ -234,7 +237,7 @@ BY_HAND = [
         "if consecutive > max_consecutive:",
         "if consecutive >= max_consecutive:",
     ),
-    (WRAPPERS, "if axes:  # one decision", "if False:  # one decision"),
+    (WRAPPERS, "axes) == 1 if axes else finite", "axes) == 1 if False else finite"),
     (
         WRAPPERS,
         "_widen(updates), state, _widen(params)",
@@ -288,8 +291,8 @@ BY_HAND = [
     ("ascent/perturb.py", "lambda v: v > 1)", "lambda v: v >= 1)"),
     (
         "ascent/perturb.py",
-        "value_at(eta, step), dtype)\n\n        # Entries",
-        "value_at(eta, 0), dtype)\n\n        # Entries",
+        "value_at(eta, step), dtype)\n\n        # No entry",
+        "value_at(eta, 0), dtype)\n\n        # No entry",
     ),
     (
         "ascent/perturb.py",

@@ -23,7 +23,7 @@ EQUIVALENT = {
     ): "NumPy cuts the data as JAX does, and the measures take either",
     (
         "steps/one_gradient.py",
-        "return target.astype(param.dtype), direction, rounding",
+        "return target.astype(jnp.result_type(param)), direction, rounding",
         "return (target), direction, rounding",
     ): "a parameter of 32 bits or more has the dtype of its perturbation",
     (
@@ -31,11 +31,6 @@ EQUIVALENT = {
         "at._replace(params=params, key=key, clean=clean)",
         "at._replace(params=params, key=key)",
     ): "nothing is differentiated at the clean parameters",
-    (
-        "metrics/tracking.py",
-        "return total, weight",
-        "return weight, total",
-    ): "both are zero",
     (
         "recipes.py",
         "ascent = optax.chain(optax.scale(-1.0), carried_ema(theta))",

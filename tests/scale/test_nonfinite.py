@@ -64,6 +64,36 @@ def test_a_bad_batch_changes_neither_parameters_nor_any_average(recipe):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("recipe", ["sgd", "vasso"])
+def test_accumulated_batches_are_not_skipped_batches(recipe):
+    """While they are accumulated the optimizer is not asked; the model is."""
+    optimizer = optax.MultiSteps(
+        ov.wrappers.skip_nonfinite(RECIPES[recipe](optax.adam(0.1))),
+        every_k_schedule=2,
+        should_skip_update_fn=optax.skip_not_finite,  # else it would keep the NaN
+    )
+    step = ov.make_train_step(loss_fn, optimizer)
+    state = ov.init_train_state(PARAMS, optimizer, model_state=jnp.zeros(()))
+    bad = GOOD.at[0, 0].set(jnp.nan)
+    found = []
+    for batch in (GOOD, GOOD, bad, GOOD, GOOD, GOOD):
+        state, metrics = step(state, batch)
+        found.append(bool(metrics["finite"]))
+        assert int(metrics["skipped"]) == 0
+    assert found == [True, True, False, True, True, True]
+    np.testing.assert_allclose(state.model_state, 5 * jnp.mean(GOOD), rtol=1e-6)
+
+
+def test_a_step_skipped_inside_an_optimizer_is_reported():
+    """Though loss and gradients are finite."""
+    optimizer = optax.chain(ov.wrappers.skip_nonfinite(optax.scale(jnp.inf)))
+    state = ov.init_train_state(PARAMS, optimizer, model_state=jnp.zeros(()))
+    state, metrics = ov.make_train_step(loss_fn, optimizer)(state, GOOD)
+    assert not bool(metrics["finite"])
+    assert int(metrics["skipped"]) == 1
+    assert state.model_state == 0
+
+
 def test_a_perturbed_pass_that_overflows_is_skipped_too():
     def cliff(params, batch):
         loss = jnp.sum(params["w"] * batch)

@@ -279,10 +279,16 @@ ONES = np.ones(5, np.float32)
         ({"k": -1}, "k must be an integer >= 1, got -1"),
         ({"k": 2.5}, "k must be an integer >= 1, got 2.5"),
         ({"k": "5"}, "k must be an integer >= 1, got '5'"),
-        ({"k": jnp.arange(2)}, "k must be an integer >= 1, got Array"),
-        ({"k": 6}, "k must be between 1 and the number of parameters, 5, got 6"),
-        ({"k": 3, "num_matvecs": 2}, "num_matvecs must be between k = 3 and"),
-        ({"num_matvecs": 6}, "num_matvecs must be between k = 1 and .* 5, got 6"),
+        ({"k": jnp.arange(2)}, "k must be an integer >= 1, got an array of shape"),
+        (
+            {"k": 6},
+            "at most 5, .*, got k = 6 and num_matvecs = 5",
+        ),
+        (
+            {"k": 3, "num_matvecs": 2},
+            "k must be at most num_matvecs, .* got k = 3 and",
+        ),
+        ({"num_matvecs": 6}, "at most 5, the number of parameters, .* num_matvecs = 6"),
         ({"which": "top"}, 'which must be "largest" or "smallest", got \'top\''),
     ],
 )

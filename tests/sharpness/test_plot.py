@@ -120,7 +120,13 @@ def test_the_contours_of_a_plane_are_spaced_by_what_it_spans():
     np.testing.assert_allclose(spaced[1:] / spaced[:-1], spaced[1] / spaced[0])
     spaced = heights(PLANE._replace(losses=PLANE.losses - 1))
     np.testing.assert_allclose(np.diff(spaced), spaced[1] - spaced[0])
-    np.testing.assert_allclose(heights(PLANE, levels=[1, 2, 4]), [1, 4])
+    for levels in ([1, 2, 4], np.array([1, 2, 4])):
+        np.testing.assert_allclose(heights(PLANE, levels=levels), [1, 4])
+
+
+def test_a_flat_plane_is_drawn_too():
+    ax = plot.plane(PLANE._replace(losses=np.full_like(PLANE.losses, 0.5)))
+    ax.figure.canvas.draw()
 
 
 def test_a_colour_may_be_chosen():
