@@ -181,14 +181,14 @@ class Known:
     def tests_of(self, mutant, budget):
         """Pairs of a test and its seconds, for one mutant.
 
-        First the tests that run its line, those on that are quick and run little else;
-        then the other tests of these files.
+        First the tests that run its line, those on that are quick and run little else,
+        and of files that are about it; then the other tests of these files.
 
         Args:
             mutant: The error.
             budget: Seconds that the tests may take together.
         """
-        on, off, late = [], [], set()
+        seconds_of, rank, late = {}, {}, set()
         for known in self.files:
             lines = known["lines"].get(mutant.file, {})
             if not lines:
@@ -202,24 +202,26 @@ class Known:
                 names = set(seconds)
                 # The test that was slowest made it.
                 late.update(sorted(names, key=seconds.get)[:-1])
-            if not names.isdisjoint(seconds):
-                on += [(seconds[n], n) for n in names if n in seconds]
-                off += [(s, n) for n, s in seconds.items() if n not in names]
-        late.update(name for seconds, name in on + off if seconds > 1.0)
-        ordered = sorted(
-            on, key=lambda pair: (pair[1] in late, self._effort(pair), pair)
-        ) + sorted(off, key=lambda pair: (pair[1] in late, self._effort(pair), pair))
+            # Those of one file are much alike, so that the next is worth less.
+            on = sorted(
+                names & seconds.keys(), key=lambda name: self._cost(known, name)
+            )
+            place = {name: i + 1 for i, name in enumerate(on)}
+            for name in seconds if on else ():
+                cost = self._cost(known, name) * place.get(name, 1) / len(on)
+                is_late = name in late or seconds[name] > 1.0
+                rank[name] = name not in place, is_late, cost * len(seconds), name
+                seconds_of[name] = seconds[name]
         chosen, spent = [], 0.0
-        for seconds, name in ordered:
-            if spent + seconds <= budget or not chosen:
-                chosen.append((name, seconds))
-                spent += seconds
+        for name in sorted(rank, key=rank.get):
+            if spent + seconds_of[name] <= budget or not chosen:
+                chosen.append((name, seconds_of[name]))
+                spent += seconds_of[name]
         return chosen
 
-    def _effort(self, pair):
-        """What a test is expected to take with another program, beside what it took."""
-        seconds, name = pair
-        return (0.2 + seconds) * self.reach[name]
+    def _cost(self, known, name):
+        """Of a test with another program, for which it takes longer than it took."""
+        return (0.2 + known["seconds"][name]) * self.reach[name]
 
     def _of_line(self, mutant, lines):
         """The tests that run a line; those behind it if it runs at import only."""
