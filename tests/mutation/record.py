@@ -181,8 +181,9 @@ class Known:
     def tests_of(self, mutant, budget):
         """Pairs of a test and its seconds, for one mutant.
 
-        First the tests that run its line, those on that are quick and run little else,
-        and of files that are about it; then the other tests of these files.
+        First the tests that run its line, those on that are quick and that run, as the
+        other tests of their file do, little beside its module; then the others of these
+        files.
 
         Args:
             mutant: The error.
@@ -202,26 +203,29 @@ class Known:
                 names = set(seconds)
                 # The test that was slowest made it.
                 late.update(sorted(names, key=seconds.get)[:-1])
+            inside = collections.Counter(n for names in lines.values() for n in names)
+            in_all = sum(self.reach[name] for name in seconds)
+            about = sum(inside[name] for name in seconds) / max(in_all, 1)
+
+            def cost(name, seconds=seconds, inside=inside):
+                # With another program it takes longer than it took.
+                return (0.2 + seconds[name]) * self.reach[name] / (1 + inside[name])
+
             # Those of one file are much alike, so that the next is worth less.
-            on = sorted(
-                names & seconds.keys(), key=lambda name: self._cost(known, name)
-            )
+            on = sorted(names & seconds.keys(), key=cost)
             place = {name: i + 1 for i, name in enumerate(on)}
             for name in seconds if on else ():
-                cost = self._cost(known, name) * place.get(name, 1) / len(on)
                 is_late = name in late or seconds[name] > 1.0
-                rank[name] = name not in place, is_late, cost * len(seconds), name
+                order = cost(name) * place.get(name, 1) / max(about, 1e-3)
+                rank[name] = name not in place, is_late, order, name
                 seconds_of[name] = seconds[name]
         chosen, spent = [], 0.0
         for name in sorted(rank, key=rank.get):
-            if spent + seconds_of[name] <= budget or not chosen:
+            took = 0.1 + seconds_of[name]  # most of a quick test is what is around it
+            if spent + took <= budget or not chosen:
                 chosen.append((name, seconds_of[name]))
-                spent += seconds_of[name]
+                spent += took
         return chosen
-
-    def _cost(self, known, name):
-        """Of a test with another program, for which it takes longer than it took."""
-        return (0.2 + known["seconds"][name]) * self.reach[name]
 
     def _of_line(self, mutant, lines):
         """The tests that run a line; those behind it if it runs at import only."""
