@@ -181,14 +181,15 @@ class Known:
     def tests_of(self, mutant, budget):
         """Pairs of a test and its seconds, for one mutant.
 
-        First the tests that run its line, those on that are quick and run little else;
-        then the other tests of these files.
+        First the tests that run its line, those on that are quick and that run, as the
+        other tests of their file do, little beside its module; then the others of these
+        files.
 
         Args:
             mutant: The error.
             budget: Seconds that the tests may take together.
         """
-        on, off, late = [], [], set()
+        seconds_of, rank, late = {}, {}, set()
         for known in self.files:
             lines = known["lines"].get(mutant.file, {})
             if not lines:
@@ -202,24 +203,29 @@ class Known:
                 names = set(seconds)
                 # The test that was slowest made it.
                 late.update(sorted(names, key=seconds.get)[:-1])
-            if not names.isdisjoint(seconds):
-                on += [(seconds[n], n) for n in names if n in seconds]
-                off += [(s, n) for n, s in seconds.items() if n not in names]
-        late.update(name for seconds, name in on + off if seconds > 1.0)
-        ordered = sorted(
-            on, key=lambda pair: (pair[1] in late, self._effort(pair), pair)
-        ) + sorted(off, key=lambda pair: (pair[1] in late, self._effort(pair), pair))
-        chosen, spent = [], 0.0
-        for seconds, name in ordered:
-            if spent + seconds <= budget or not chosen:
-                chosen.append((name, seconds))
-                spent += seconds
-        return chosen
+            inside = collections.Counter(n for names in lines.values() for n in names)
+            in_all = sum(self.reach[name] for name in seconds)
+            about = sum(inside[name] for name in seconds) / max(in_all, 1)
 
-    def _effort(self, pair):
-        """What a test is expected to take with another program, beside what it took."""
-        seconds, name = pair
-        return (0.2 + seconds) * self.reach[name]
+            def cost(name, seconds=seconds, inside=inside):
+                # With another program it takes longer than it took.
+                return (0.2 + seconds[name]) * self.reach[name] / (1 + inside[name])
+
+            # Those of one file are much alike, so that the next is worth less.
+            on = sorted(names & seconds.keys(), key=cost)
+            place = {name: i + 1 for i, name in enumerate(on)}
+            for name in seconds if on else ():
+                is_late = name in late or seconds[name] > 1.0
+                order = cost(name) * place.get(name, 1) / max(about, 1e-3)
+                rank[name] = name not in place, is_late, order, name
+                seconds_of[name] = seconds[name]
+        chosen, spent = [], 0.0
+        for name in sorted(rank, key=rank.get):
+            took = 0.1 + seconds_of[name]  # most of a quick test is what is around it
+            if spent + took <= budget or not chosen:
+                chosen.append((name, seconds_of[name]))
+                spent += took
+        return chosen
 
     def _of_line(self, mutant, lines):
         """The tests that run a line; those behind it if it runs at import only."""
