@@ -168,11 +168,7 @@ def check_finite(state: PyTree, max_consecutive: int = 20) -> None:
             "wrap the optimizer, as in skip_nonfinite(vasso(optax.sgd(0.1)))."
         )
     for skip in found:
-        if isinstance(skip.consecutive, jax.core.Tracer):
-            raise ValueError(
-                "state is being traced and has no values yet: call check_finite "
-                "outside of jax.jit, on what the step returned."
-            )
+        checks.check_known(skip.consecutive, "check_finite")
         # Under vmap and pmap there is a count for each run or device.
         consecutive = int(jnp.max(skip.consecutive))
         if consecutive > max_consecutive:

@@ -177,6 +177,15 @@ def check_state(state: Any, kind: type, where: str) -> None:
         )
 
 
+def check_known(value: Any, where: str) -> None:
+    """Raise a ValueError for a value of a state that is being traced."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"state is being traced and has no values yet: call {where} outside of "
+            "jax.jit, on what the step returned."
+        )
+
+
 def check_params(params: PyTree) -> None:
     """Raise a ValueError for a tree without leaves or with an integer leaf."""
     check_leaves(params)

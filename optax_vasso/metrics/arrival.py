@@ -144,11 +144,8 @@ def check_uphill(state: PyTree, least: float = 0.0) -> None:
             "check_uphill reads the metric mean_cosine, which is not in this state: "
             "chain track(running_mean(cosine)) before the base optimizer."
         )
-    if any(isinstance(mean, jax.core.Tracer) for mean in means):
-        raise ValueError(
-            "state is being traced and has no values yet: call check_uphill outside of "
-            "jax.jit, on what the step returned."
-        )
+    for mean in means:
+        checks.check_known(mean, "check_uphill")
     slope = min(float(np.mean(mean)) for mean in means)
     if slope < least:
         if find_states(state, LaggedState):
