@@ -145,8 +145,9 @@ def measure(
 ) -> Iterator[tuple[str, measuring.Measures]]:
     """Every recipe and its figures.
 
-    ``without`` is a network of ``peaks``; ``deeper`` is whether three layers are
-    compiled as well, for the instructions that another leaf adds.
+    ``without`` is how the names of networks of ``peaks`` begin that are left out;
+    ``deeper`` is whether three layers are compiled as well, for the instructions that
+    another leaf adds.
     """
     for name, make in METHODS.items():
         makers = MAKERS.get(name, {})
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = measuring.parser("budgets", __doc__.splitlines()[0])
     parser.add_argument("--update", action="store_true", help=f"rewrite {PATH.name}")
     parser.add_argument("--json", action="store_true", help="print the figures alone")
-    parser.add_argument("--without", default="", help="with --json: a network of peaks")
+    parser.add_argument("--without", default="", help="with --json: networks of peaks")
     parser.add_argument(
         "--two-layers", action="store_true", help="with --json: no third layer"
     )

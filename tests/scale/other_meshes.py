@@ -1,8 +1,8 @@
 """Training that goes on from a checkpoint on another mesh: a program, prints JSON.
 
 From a checkpoint of ours, and from one that Orbax writes in the background. The
-argument is a folder for them. The number of host devices has to be set before JAX
-starts, so this cannot share the process of the tests.
+arguments are a folder for them, and the meshes as ``2x4``. The number of host devices
+has to be set before JAX starts, so this cannot share the process of the tests.
 """
 # ruff: noqa: E402
 
@@ -41,8 +41,8 @@ TENSOR = {
     "bias": P("model"),
     "out": P("model", "data"),
 }
-# Of (data, model): saved on the first, continued on each of the others.
-MESHES = ((8, 1), (4, 2), (2, 4), (2, 2), (1, 1))
+# Of (data, model): saved on the first, continued on others.
+FIRST, SECOND = (8, 1), (4, 2)
 BASE = optax.adamw(0.01)
 OPTIMIZERS = {
     "vasso": ov.vasso(BASE, 0.1, theta=0.4),
@@ -130,10 +130,11 @@ def compared(restored, other, kept, whole):
     }
 
 
-def main(folder):
+def main(folder, *others):
+    meshes = [tuple(map(int, mesh.split("x"))) for mesh in others]
     results = {}
     for name, optimizer in OPTIMIZERS.items():
-        first = Placed(optimizer, MESHES[0])
+        first = Placed(optimizer, FIRST)
         store = checkpoints(f"{folder}/{name}", {"recipe": name})
         manager = ocp.CheckpointManager(f"{folder}/{name} in the background")
         saved = first.trained(first.state, BATCHES[:BEFORE])
@@ -145,12 +146,12 @@ def main(folder):
             whole = values(first.trained(saved, BATCHES[BEFORE:]))
             unwritten = manager.is_saving_in_progress()
         manager.wait_until_finished()
-        for shape in MESHES[1:]:
+        for shape in meshes:
             case = f"{name}, {shape[0]} × {shape[1]}"
             other = Placed(optimizer, shape)
             restored = store.restore(other.state)
             results[case] = compared(restored, other, kept, whole)
-            if shape == MESHES[1]:
+            if shape == SECOND:
                 like = jax.tree.map(
                     lambda leaf, sharding: jax.ShapeDtypeStruct(
                         leaf.shape, leaf.dtype, sharding=sharding
@@ -167,4 +168,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
