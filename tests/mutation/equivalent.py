@@ -2,6 +2,11 @@
 
 EQUIVALENT = {
     (
+        "_internal/numerics.py",
+        "parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]",
+        "parts = ([leaf.real, leaf.imag])",
+    ): "the imaginary part of a real leaf is zero",
+    (
         "gate.py",
         "default = jax.random.key_data(jax.random.key(0)).shape",
         "default = jax.random.key_data(jax.random.key(1)).shape",
