@@ -2,6 +2,11 @@
 
 EQUIVALENT = {
     (
+        "sharpness/programs.py",
+        "ends[-1].atexit = False",
+        "ends[-1].atexit = True",
+    ): "programs are let go when the process ends, called for or not",
+    (
         "_internal/numerics.py",
         "parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]",
         "parts = ([leaf.real, leaf.imag])",
