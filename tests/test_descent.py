@@ -187,3 +187,19 @@ def test_looksam_composes_with_vasso_and_a_base_optimizer():
     )
     np.testing.assert_array_equal(ascended, np.arange(40) % 2 == 0)
     assert losses[-1] < 0.1 * float(loss(x))
+
+
+def test_the_optimizer_of_a_decoupled_descent_is_given_all_arguments():
+    seen = []
+
+    def update(updates, state, params=None, **extra_args):
+        seen.append(extra_args)
+        return updates, state
+
+    base = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    descent = ov.descent.decoupled_descent(base, learning_rate=0.1, gamma=0.5)
+    p, c = random_tree(0), random_tree(1)
+    descent.update(p, descent.init(c), c, clean_grads=c, ascended=True, temperature=300)
+    assert seen[0]["clean_grads"] is c
+    assert seen[0]["ascended"]
+    assert seen[0]["temperature"] == 300

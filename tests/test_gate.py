@@ -12,6 +12,7 @@ from scipy import stats
 
 import optax_vasso as ov
 from optax_vasso import gate
+from optax_vasso._internal import mapped
 
 
 def answers(a_gate, steps):
@@ -273,6 +274,37 @@ def test_adaptive_follows_gradients_that_stay_large_or_vanish():
     assert 0.2 < share[0] < 0.6
     assert share[2] == 0
     np.testing.assert_allclose(share[[1, 3]], share[0], atol=0.2)
+
+
+def test_adaptive_measures_the_root_mean_square_of_groups_that_decide_alike():
+    adaptive = gate.adaptive()
+
+    def update(length):
+        grads = params = jnp.full(1, length)
+        return adaptive.update(
+            adaptive.init(), grads=grads, params=params, axis_name="data"
+        )[1]
+
+    state = jax.vmap(update, axis_name="data")(jnp.array([3.0, 4.0]))
+    # The first of the squares counts a tenth.
+    np.testing.assert_allclose(state.length, np.sqrt([1.25, 1.25]), rtol=1e-6)
+
+
+def test_only_of_parameters_that_are_shared_a_decision_is_agreed_upon():
+    found = []
+
+    def on_device(x):
+        found.append(mapped.disagreement(x[0], None))
+        found.append(mapped.disagreement(x[0], x))
+        found.append(mapped.disagreement(x[0], jnp.zeros(())))
+        return x
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    jax.eval_shape(
+        jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec), jnp.ones(1)
+    )
+    assert found == [(), (), ("data",)]
 
 
 def test_adaptive_without_memory_finds_every_gradient_as_large_as_the_mean():

@@ -225,6 +225,19 @@ def test_the_rise_may_be_scheduled():
     np.testing.assert_allclose(wanted, [0, 0.1, 0.2, 0.3], rtol=1e-6)
 
 
+def test_the_chain_is_given_the_loss_too():
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra_args):
+        seen.append((float(value), extra_args))
+        return updates, state
+
+    chain = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    ascent = hold_rise(chain)
+    ascent.update(GRADS, ascent.init(GRADS), value=1.5, temperature=300)
+    assert seen == [(1.5, {"temperature": 300})]
+
+
 def test_a_whole_batch_for_both_is_refused():
     with pytest.raises(ValueError, match=r"add \*\*split_batch\(\)"):
         trained(held(), gradient=ov.train.whole_batch)

@@ -129,6 +129,23 @@ def test_any_ascent_chain_may_be_lagged(ascent):
         )
 
 
+def test_without_a_gradient_a_perturbation_stays_whatever_becomes_of_the_radius():
+    """And a radius of zero in between leaves numbers in the state."""
+    radii = jnp.array([0.3, 0.1, 0.0, 0.2])
+    optimizer = ov.lagged(
+        optax.sgd(0.1), ov.vasso_ema(0.4), rho=lambda step: radii[step]
+    )
+    params = {"a": jnp.ones(2), "b": jnp.array([3.0, 4.0])}
+    some = {"a": jnp.ones(2), "b": None}
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    first = perturbation_of(state)["b"]
+    _, state = optimizer.update(some, state, params)
+    np.testing.assert_allclose(perturbation_of(state)["b"], first, rtol=1e-6)
+    for _ in range(2):
+        _, state = optimizer.update(some, state, params)
+    assert np.isfinite(flat(state.direction)).all()
+
+
 def test_lagged_lowers_the_loss_of_a_network():
     params, batches, network_loss = authors_problem()
     optimizer = ov.lagged_vasso(optax.sgd(0.1, momentum=0.9), rho=0.05)

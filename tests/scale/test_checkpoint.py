@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import cases
@@ -28,6 +29,7 @@ from optax_vasso._internal.description import (
     digest,
     sealed,
 )
+from optax_vasso._internal.locks import lock
 
 checkpoint = pytest.importorskip("optax_vasso.train.checkpoint")
 CONFIG = {"recipe": "vasso", "rho": 0.1}
@@ -835,6 +837,15 @@ def test_an_error_is_not_buried_under_those_of_tensorstore(saved, what, last, li
     found = [line for line in errors.splitlines() if "ResourceWarning" not in line]
     assert re.match(rf"\s*{last}", found[-1]), errors
     assert len(found) <= lines, errors
+
+
+def test_a_lock_that_is_about_to_be_released_is_waited_for(tmp_path):
+    """As of a worker of a killed run, which ends a little later."""
+    fcntl = pytest.importorskip("fcntl")
+    held = open(tmp_path / "lock", "a")  # noqa: SIM115
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(0.2, held.close).start()
+    lock(tmp_path)()
 
 
 @pytest.mark.parametrize("keep", [0, 2.0, None])

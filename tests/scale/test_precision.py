@@ -116,3 +116,21 @@ def test_float32_parameters_train_with_bfloat16_compute():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.2 * losses[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+
+
+def test_all_that_an_optimizer_is_given_in_float32_has_32_bits():
+    seen = []
+
+    def init(params):
+        seen.append(params)
+        return ()
+
+    def update(updates, state, params=None):
+        seen.extend((updates, params))
+        return updates, state
+
+    optimizer = ov.wrappers.in_float32(optax.GradientTransformation(init, update))
+    params = jnp.ones(2, jnp.bfloat16)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert [x.dtype.name for x in seen] == ["float32"] * 3
+    assert updates.dtype == jnp.bfloat16

@@ -179,3 +179,11 @@ def test_a_share_is_between_0_and_1(share):
 def test_a_batch_that_cannot_be_split_is_refused_in_a_sentence(batch, message):
     with pytest.raises(ValueError, match=message):
         one_step(jnp.ones(4), batch, **split_batch())
+
+
+def test_a_number_in_a_batch_outside_of_jit_is_refused_too():
+    """There it is no array yet."""
+    grad_fn = split_batch()["gradient"](squares)
+    batch = {"x": np.ones((8, 4)), "y": 1.0}
+    with pytest.raises(ValueError, match=r"batch\['y'\] is a scalar"):
+        grad_fn(ov.train.Inputs(jnp.ones(4), (), batch))

@@ -149,6 +149,9 @@ def test_a_line_between_two_solutions_marks_its_ends_once():
     ax = PICTURES["line between"]()
     PICTURES["line between"](ax=ax)
     assert [text.get_text() for text in ax.texts] == ["SB", "LB"]
+    assert [text.get_ha() for text in ax.texts] == ["right", "left"]  # outside
+    ends = [line for line in ax.lines if line.get_label() == "_end"]
+    assert [line.get_xdata()[0] for line in ends] == [0, 1]
     assert ax.get_xlabel() == "position α on the line from SB (0) to LB (1)"
 
 
