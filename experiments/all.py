@@ -57,7 +57,7 @@ RUNS = (
     Run("char_lm_width_64", 700, "char_lm", WIDER),
     Run("quantization", 400),
     Run("quantization_5000", 200, "quantization", LONGER),
-    Run("forgetting", 250),
+    Run("forgetting", 150),
 )
 
 
