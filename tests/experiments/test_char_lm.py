@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import char_lm
-from experiments.harness import language
+from experiments.harness import language, tuning
 from experiments.harness.language import CONTEXT, STEPS_PER_CALL
 from experiments.harness.language_methods import METHODS
 from experiments.harness.progress import Progress
@@ -189,6 +189,37 @@ def test_learning_rate_and_weight_decay_are_searched_for_every_method():
     for space in spaces:
         assert space["learning_rate"] == spaces[0]["learning_rate"]
         assert space["weight_decay"] == spaces[0]["weight_decay"]
+
+
+def test_at_another_length_a_method_may_take_the_point_of_another(
+    library, tmp_path, monkeypatch
+):
+    """The loss is the learning rate; the point that another method picked is lowest."""
+    tried = []
+
+    def train(self, points, seeds, length, test=False):
+        tried.append(len(points))
+        losses = np.array([point["learning_rate"] for point in points])
+        gradients = np.full(len(points), float(length))
+        return language.Trained(losses, losses, losses, gradients)
+
+    monkeypatch.setattr(char_lm.Study, "_train", train)
+    budget = tuning.Budget(2, 1, ((1, 2),), 0)
+    plan = char_lm.Plan(3, budget, 100, (100, 200), going_on=2, again=2)
+    corpus = read(library, MODULES)
+    study = char_lm.Study(corpus, "adamw", plan, tmp_path, Progress("", 0))
+    own = [{"learning_rate": rate, "weight_decay": 0.1} for rate in (0.01, 0.02)]
+    search = {"picked": own[0], "finalists": own}
+    others = [{"learning_rate": 0.005, "weight_decay": 0.2, "rho": 0.3}]
+    assert study.test(100, search, others)["hyperparameters"] == own[0]
+    found = study.test(200, search, others)["hyperparameters"]
+    assert found == {"learning_rate": 0.005, "weight_decay": 0.2}
+    # Three points on two seeds, and the test on three.
+    assert tried == [3, 6, 3]
+    assert plan.work_of(200, others=1) == 200 * (6 + 3)
+    assert plan.work(["adamw", "nadamw"]) == (
+        2 * plan.work_of_search + 2 * (plan.work_of(100) + plan.work_of(200)) + 200 * 2
+    )
 
 
 def test_a_split_batch_is_one_gradient():
