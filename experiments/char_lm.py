@@ -310,7 +310,9 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     """Test loss less AdamW's, a line per method and a panel per length."""
     figures, methods = harness.figures, harness.language_methods.METHODS
     lengths = content["lengths"]
-    figure, axes = figures.panels(1, len(lengths), width=7 / len(lengths), height=2.8)
+    most = max(map(len, lengths.values())) - 1  # without AdamW
+    width, height = 7 / len(lengths), 1 + 0.22 * most
+    figure, axes = figures.panels(1, len(lengths), width=width, height=height)
     for ax, (length, rows) in zip(axes[0], lengths.items(), strict=True):
         ax.axvline(0, color="black", linewidth=0.8)
         shown = {name: row for name, row in rows.items() if row["differences"]}
@@ -328,6 +330,8 @@ def draw(path: Path, content: dict[str, Any]) -> None:
         ax.tick_params(labelsize=8)
         labels = [row["label"] for row in shown.values()]
         ax.set_yticks(range(0, -len(shown), -1), labels, fontsize=8)
+        ax.set_ylim(0.4 - len(shown), 0.6)
+        ax.sharex(axes[0, 0])
         if ax is not axes[0, 0]:
             ax.tick_params(labelleft=False)
     figure.supxlabel(
