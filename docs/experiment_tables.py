@@ -12,6 +12,7 @@ from experiments import (
     char_lm,
     domain_generalization,
     flatness,
+    forgetting,
     lagged_feeding,
     quantization,
     radius,
@@ -93,12 +94,20 @@ TABLES: dict[str, Callable[[], str]] = {
         )
     },
     **{
-        f"char_lm_{length}": lambda n=length: markdown(
-            *char_lm.cells(load("char_lm")["lengths"][n])
+        f"{file}_{length}": lambda file=file, n=length: markdown(
+            *char_lm.cells(load(file)["lengths"][n])
         )
-        for length in ("600",)
+        for file, lengths in (
+            ("char_lm", ("600",)),
+            ("char_lm_width_64", ("600", "2000")),
+        )
+        for length in lengths
     },
-    "quantization": lambda: markdown(*quantization.cells(load("quantization"))),
+    **{
+        file: lambda file=file: markdown(*quantization.cells(load(file)))
+        for file in ("quantization", "quantization_5000")
+    },
+    "forgetting": lambda: markdown(*forgetting.cells(load("forgetting"))),
     **{
         f"domains_{budget}": lambda b=budget: markdown(
             *domain_generalization.cells(load("domain_generalization")[b])

@@ -21,6 +21,7 @@ from experiments import (  # noqa: E402
     char_lm,
     domain_generalization,
     flatness,
+    forgetting,
     label_noise,
     lagged_feeding,
     quantization,
@@ -45,7 +46,10 @@ DRAWINGS: dict[str, Any] = {
     "batch_size_0": batch_size.draw,
     "batch_size_50": batch_size.draw,
     "char_lm": char_lm.draw,
+    "char_lm_width_64": char_lm.draw,
     "quantization": quantization.draw,
+    "quantization_5000": quantization.draw,
+    "forgetting": forgetting.draw,
     "domain_generalization": domain_generalization.draw,
     **{
         make.__name__: lambda path, content, make=make: make(path)

@@ -37,6 +37,11 @@ class Run(NamedTuple):
 
 # In an order in which what reads the results of another comes after it.
 ALONG = ("--along", "--rho", "0.05,0.1,0.15,0.2,0.25,0.3,0.4")
+WIDER = (
+    *("--width", "64", "--lengths", "600,2000", "--seeds", "4"),
+    *("--methods", "adamw,nadamw,momentum_sam"),
+)
+LONGER = ("--gradients", "5000", "--methods", "adamw,momentum_sam,nadamw")
 RUNS = (
     Run("label_noise", 100),
     Run("evidence", 6000),
@@ -52,7 +57,10 @@ RUNS = (
     Run("batch_size_0", 300, "batch_size"),
     Run("batch_size_50", 300, "batch_size", ("--noise", "50")),
     Run("char_lm", 300),
+    Run("char_lm_width_64", 300, "char_lm", WIDER),
     Run("quantization", 400),
+    Run("quantization_5000", 200, "quantization", LONGER),
+    Run("forgetting", 150),
 )
 
 

@@ -32,7 +32,7 @@ SPLITS = ("validation", "test")
 # What a setting is unless it says otherwise; ``newest`` is the weight of the newest
 # weights in the average that is evaluated.
 DEFAULTS = {"weight_decay": 0.1, "newest": 1.0, "rho": 0.0, "theta": 0.4}
-SYMBOLS = {"weight_decay": "weight decay ", "rho": "ρ = "}
+SYMBOLS = {"learning_rate": "η = ", "weight_decay": "weight decay ", "rho": "ρ = "}
 
 
 class Family(NamedTuple):
@@ -49,22 +49,23 @@ class Family(NamedTuple):
     settings: tuple[dict[str, float], ...] = ({},)
 
 
-def _over(name: str, *values: float) -> tuple[dict[str, float], ...]:
+def over(name: str, *values: float) -> tuple[dict[str, float], ...]:
+    """A setting for each value of one hyperparameter."""
     return tuple({name: value} for value in values)
 
 
 FAMILIES = {
     "adamw": Family("AdamW", "adamw"),
-    "momentum_sam": Family("Momentum-SAM", "momentum_sam", _over("rho", 0.1, 0.3, 1.0)),
-    "lagged_vasso": Family("lagged VaSSO", "lagged_vasso", _over("rho", 0.03, 0.1)),
+    "momentum_sam": Family("Momentum-SAM", "momentum_sam", over("rho", 0.1, 0.3, 1.0)),
+    "lagged_vasso": Family("lagged VaSSO", "lagged_vasso", over("rho", 0.03, 0.1)),
     "nadamw": Family("NAdamW", "nadamw"),
-    "random": Family("random perturbation", "random", _over("rho", 0.3, 2.0)),
-    "average": Family("average over 50 steps", "adamw", _over("newest", 0.02)),
-    "decay": Family("AdamW", "adamw", _over("weight_decay", 0.3, 1.0)),
-    "sam": Family("SAM, half the steps", "sam", _over("rho", 0.03, 0.1)),
-    "split_sam": Family("split SAM", "split_sam", _over("rho", 0.1, 0.3)),
+    "random": Family("random perturbation", "random", over("rho", 0.3, 2.0)),
+    "average": Family("average over 50 steps", "adamw", over("newest", 0.02)),
+    "decay": Family("AdamW", "adamw", over("weight_decay", 0.3, 1.0)),
+    "sam": Family("SAM, half the steps", "sam", over("rho", 0.03, 0.1)),
+    "split_sam": Family("split SAM", "split_sam", over("rho", 0.1, 0.3)),
     "functional_sam": Family(
-        "Functional SAM, half the steps", "functional_sam", _over("rho", 0.1)
+        "Functional SAM, half the steps", "functional_sam", over("rho", 0.1)
     ),
 }
 
@@ -101,6 +102,12 @@ class Plan(NamedTuple):
         """What chooses the learning rate."""
         return self._replace(seeds=2, gradients=self.choosing)
 
+    @property
+    def work_before(self) -> int:
+        """Gradients that choose the learning rate, and that pretrain."""
+        choosing = self.for_rates.seeds * self.choosing * len(RATES)
+        return choosing + self.seeds * self.pretraining
+
     def work_of(self, family: Family) -> int:
         """Gradients that the annealings of a family take."""
         return len(family.settings) * self.seeds * self.annealing
@@ -130,9 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     harness.rows.use_all_cores(options.runs / "compiled")
-    size = plan.for_rates.seeds * plan.choosing * len(RATES)
-    size += plan.seeds * plan.pretraining
-    size += sum(plan.work_of(FAMILIES[name]) for name in names)
+    size = plan.work_before + sum(plan.work_of(FAMILIES[name]) for name in names)
     file = "quantization"
     file += "" if plan.gradients == plan.choosing else f"_{plan.gradients}"
     command_line.check_publishing(parser, options, file, size)
@@ -141,8 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with harness.progress.over("quantization", size) as progress:
             folder = options.runs / "quantization"
-            for_rates = Study(corpus, plan.for_rates, folder, progress)
-            content["rates"] = {f"{r:g}": for_rates.clean(r) for r in RATES}
+            content["rates"] = losses_of_rates(corpus, plan, folder, progress)
             study = Study(corpus, plan, folder, progress)
             rate = best_rate(content["rates"])
             starts = study.pretrained(rate)
@@ -182,14 +186,10 @@ class Study:
         self.plan, self.progress = plan, progress
         sizes = f"{plan.width} x {plan.blocks}, {plan.gradients}, {plan.seeds} seeds"
         self.folder = folder / f"{sizes}, {corpus.describe()['sha256'][:8]}"
-        context = harness.language.CONTEXT
         self.text = corpus.text["training"].astype("int32")
-        self.windows = {
-            split: texts.evenly_spaced_windows(corpus.text[split], WINDOWS, context + 1)
-            for split in SPLITS
-        }
+        self.windows = {split: windows_of(corpus, split) for split in SPLITS}
         self.model = harness.transformer.Transformer(
-            plan.width, plan.blocks, texts.VOCABULARY, context
+            plan.width, plan.blocks, texts.VOCABULARY, harness.language.CONTEXT
         )
 
     def clean(self, rate: float) -> list[float]:
@@ -266,6 +266,22 @@ class Study:
             progress=self.progress,
         )
         return {split: values.round(6).tolist() for split, values in losses.items()}
+
+
+def windows_of(corpus: Any, split: str) -> Any:
+    """What losses of a text are measured on, (windows, length)."""
+    from experiments.tasks import corpus as texts
+
+    length = harness.language.CONTEXT + 1
+    return texts.evenly_spaced_windows(corpus.text[split], WINDOWS, length)
+
+
+def losses_of_rates(
+    corpus: Any, plan: Plan, folder: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """By learning rate, what AdamW's clean loss on the validation text is, by seed."""
+    study = Study(corpus, plan.for_rates, folder, progress)
+    return {f"{rate:g}": study.clean(rate) for rate in RATES}
 
 
 def five_hundreds(text: str) -> int:

@@ -1,9 +1,9 @@
-"""The source of Python's standard library as text to model, whole files held out.
+"""Texts that come with Python, to model: its standard library, its reference.
 
-The beginning of every module that is one file (``sys.stdlib_module_names``, which has
-no tests in it), in alphabetical order. A hash of its name puts a module into one of
-three splits: about 60 % train, 20 % validate and 20 % test. The text depends on the
-version of Python.
+The one is the beginning of every module that is one file (``sys.stdlib_module_names``,
+which has no tests in it), in alphabetical order, the other the topics of ``help()``. A
+hash of its name puts a module or a topic, whole, into one of three splits: about 60 %
+train, 20 % validate and 20 % test. The texts depend on the version of Python.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class Corpus(NamedTuple):
     """Texts by split.
 
     Attributes:
-      modules: the names of the modules of each split, sorted.
+      modules: the names of the modules, or topics, of each split, sorted.
       text: the characters of each split, uint8 in [0, 127], (length,).
     """
 
@@ -41,9 +41,9 @@ class Corpus(NamedTuple):
         }
 
 
-def split_of(module: str) -> str:
-    """The split of a module, by the first byte of the SHA-256 of its name."""
-    share = hashlib.sha256(module.encode()).digest()[0] / 256
+def split_of(name: str) -> str:
+    """The split of a module or topic, by the first byte of the SHA-256 of its name."""
+    share = hashlib.sha256(name.encode()).digest()[0] / 256
     return SPLITS[(share >= 0.6) + (share >= 0.8)]
 
 
@@ -64,28 +64,58 @@ def read(
       ValueError: if a split is left with less than a thousand characters.
     """
     folder = Path(folder or sysconfig.get_paths()["stdlib"])
+    paths = {module: folder / f"{module}.py" for module in modules}
+    return split_up(
+        {
+            module: path.read_text(encoding="utf-8")[:characters]
+            for module, path in paths.items()
+            if path.is_file()
+        },
+        f"{folder}",
+    )
+
+
+def read_reference() -> Corpus:
+    """English, with some Python: the topics of the language reference in ``help()``.
+
+    Whole topics are held out, as modules are. None of it is text of :func:`read`.
+
+    Raises:
+      ValueError: as of :func:`read`.
+    """
+    from pydoc_data.topics import topics
+
+    return split_up(topics, "pydoc_data.topics")
+
+
+def split_up(texts: dict[str, str], source: str) -> Corpus:
+    """A corpus of texts by their names.
+
+    Args:
+      texts: whole ones; the name of each says in which split it is.
+      source: where they are from, for the error.
+
+    Raises:
+      ValueError: if a split is left with less than a thousand characters.
+    """
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     parts = {split: [np.empty(0, np.uint8)] for split in SPLITS}
-    for module in sorted(modules):
-        path = folder / f"{module}.py"
-        if path.is_file():
-            names[split_of(module)].append(module)
-            parts[split_of(module)].append(
-                encode(path.read_text(encoding="utf-8"), characters)
-            )
+    for name in sorted(texts):
+        names[split_of(name)].append(name)
+        parts[split_of(name)].append(encode(texts[name]))
     text = {split: np.concatenate(part) for split, part in parts.items()}
     for split, codes in text.items():
         if len(codes) < 1000:
             raise ValueError(
-                f"{folder} leaves {len(codes)} characters to {split}: run a "
+                f"{source} leaves {len(codes)} characters to {split}: run a "
                 "Python that has the sources of its standard library as files."
             )
     return Corpus(names, text)
 
 
-def encode(text: str, characters: int = CHARACTERS_PER_MODULE) -> np.ndarray:
-    """The first characters of a module as integers in [0, 127], uint8."""
-    codes = np.array([ord(c) for c in text[:characters]], np.uint32)
+def encode(text: str) -> np.ndarray:
+    """Characters as integers in [0, 127], uint8."""
+    codes = np.array([ord(c) for c in text], np.uint32)
     return np.minimum(codes, VOCABULARY - 1).astype(np.uint8)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import char_lm
-from experiments.harness import language
+from experiments.harness import language, tuning
 from experiments.harness.language import CONTEXT, STEPS_PER_CALL
 from experiments.harness.language_methods import METHODS
 from experiments.harness.progress import Progress
@@ -18,6 +18,7 @@ from experiments.tasks import corpus as texts
 from experiments.tasks.corpus import SPLITS, VOCABULARY, read, split_of
 
 MODULES = [f"module_{i}" for i in range(60)]
+WIDER = ["--width", "64"]
 SMALLEST = Transformer(8, 1, VOCABULARY, CONTEXT)
 
 
@@ -55,10 +56,27 @@ def test_tests_are_no_part_of_the_standard_library():
     assert not [name for name in names if name.startswith("test")]
 
 
-def test_a_module_is_cut_and_characters_beyond_ascii_are_one():
-    codes = texts.encode("aß—" + 5000 * "z")
-    assert len(codes) == texts.CHARACTERS_PER_MODULE
-    assert list(codes[:4]) == [97, 127, 127, 122]
+def test_a_module_is_cut(library):
+    corpus = read(library, MODULES, characters=300)
+    for split in SPLITS:
+        assert len(corpus.text[split]) == 300 * len(corpus.modules[split])
+
+
+def test_characters_beyond_ascii_are_one():
+    assert list(texts.encode("aß—z")) == [97, 127, 127, 122]
+
+
+def test_the_reference_is_whole_and_no_part_of_the_modules():
+    """A topic is some kilobytes long; its first sentences stand in no module."""
+    from pydoc_data.topics import topics
+
+    corpus = texts.read_reference()
+    assert sorted(itertools.chain(*corpus.modules.values())) == sorted(topics)
+    assert sum(map(len, corpus.text.values())) == sum(map(len, topics.values()))
+    code = bytes(np.concatenate(list(read(characters=100_000).text.values())))
+    with_statement = bytes(texts.encode(topics["with"])[:400])
+    assert with_statement not in code
+    assert with_statement in bytes(corpus.text[split_of("with")])
 
 
 def test_a_python_without_sources_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
@@ -173,6 +191,37 @@ def test_learning_rate_and_weight_decay_are_searched_for_every_method():
         assert space["weight_decay"] == spaces[0]["weight_decay"]
 
 
+def test_at_another_length_a_method_may_take_the_point_of_another(
+    library, tmp_path, monkeypatch
+):
+    """The loss is the learning rate; the point that another method picked is lowest."""
+    tried = []
+
+    def train(self, points, seeds, length, test=False):
+        tried.append(len(points))
+        losses = np.array([point["learning_rate"] for point in points])
+        gradients = np.full(len(points), float(length))
+        return language.Trained(losses, losses, losses, gradients)
+
+    monkeypatch.setattr(char_lm.Study, "_train", train)
+    budget = tuning.Budget(2, 1, ((1, 2),), 0)
+    plan = char_lm.Plan(3, budget, 100, (100, 200), going_on=2, again=2)
+    corpus = read(library, MODULES)
+    study = char_lm.Study(corpus, "adamw", plan, tmp_path, Progress("", 0))
+    own = [{"learning_rate": rate, "weight_decay": 0.1} for rate in (0.01, 0.02)]
+    search = {"picked": own[0], "finalists": own}
+    others = [{"learning_rate": 0.005, "weight_decay": 0.2, "rho": 0.3}]
+    assert study.test(100, search, others)["hyperparameters"] == own[0]
+    found = study.test(200, search, others)["hyperparameters"]
+    assert found == {"learning_rate": 0.005, "weight_decay": 0.2}
+    # Three points on two seeds, and the test on three.
+    assert tried == [3, 6, 3]
+    assert plan.work_of(200, others=1) == 200 * (6 + 3)
+    assert plan.work(["adamw", "nadamw"]) == (
+        2 * plan.work_of_search + 2 * (plan.work_of(100) + plan.work_of(200)) + 200 * 2
+    )
+
+
 def test_a_split_batch_is_one_gradient():
     point = {"learning_rate": 0.01, "weight_decay": 0.1, "rho": 0.1}
     with jax.numpy_rank_promotion("allow"):
@@ -184,10 +233,16 @@ def test_a_split_batch_is_one_gradient():
     assert found.gradients.tolist() == [STEPS_PER_CALL]
 
 
-@pytest.mark.exhaustive  # .ci/run makes the same smoke run
-def test_the_smoke_run_tests_every_length_and_is_not_done_again(tmp_path, monkeypatch):
-    assert char_lm.main(["--smoke", "--runs", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "smoke/char_lm.json").read_text())
+@pytest.mark.exhaustive  # .ci/run makes the same smoke runs
+@pytest.mark.parametrize(
+    ("arguments", "file"), [([], "char_lm"), (WIDER, "char_lm_width_64")]
+)
+def test_the_smoke_run_tests_every_length_and_is_not_done_again(
+    arguments, file, tmp_path, monkeypatch
+):
+    arguments = ["--smoke", "--runs", str(tmp_path), *arguments]
+    assert char_lm.main(arguments) == 0
+    found = json.loads((tmp_path / f"smoke/{file}.json").read_text())
     assert found["finished"]
     for length, rows in found["lengths"].items():
         for row in rows.values():
@@ -197,4 +252,4 @@ def test_the_smoke_run_tests_every_length_and_is_not_done_again(tmp_path, monkey
         raise AssertionError("trained again")
 
     monkeypatch.setattr(language, "train", train)
-    assert char_lm.main(["--smoke", "--runs", str(tmp_path)]) == 0
+    assert char_lm.main(arguments) == 0

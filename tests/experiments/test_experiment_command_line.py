@@ -67,6 +67,7 @@ def start(code, *arguments):
         "domain_generalization",
         "char_lm",
         "quantization",
+        "forgetting",
     ],
 )
 def test_help_imports_nothing_slow_and_explains_every_option(name):
