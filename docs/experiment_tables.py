@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[], str]] = {
             ("tasks", verdicts.of_all_tasks),
             ("methods", verdicts.of_all_methods),
             ("splits", verdicts.of_splits),
+            ("convolutions", verdicts.of_convolutions),
             ("radii", verdicts.picked_radii),
             ("trials", verdicts.after_trials),
             ("validation", verdicts.known_to_a_user),

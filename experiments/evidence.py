@@ -35,7 +35,12 @@ TASKS = (
     "mnist1d-40-long",
     "fashion-40-short",
     "fashion-40-long",
+    "mnist1d_cnn-40",
+    "fashion_cnn-40",
+    "fashion_cnn-0",
 )
+# The most searches of tasks that take long.
+MOST_SEARCHES = {"mnist1d_cnn-40": 3, "fashion_cnn-40": 3, "fashion_cnn-0": 2}
 # Seconds per gradient of one training, with both of two quiet cores at work, and
 # seconds to compile one method for one network.
 SECONDS = {
@@ -43,6 +48,8 @@ SECONDS = {
     "convnet": 4.5e-4,
     "mnist1d": 7e-5,
     "fashion": 1.3e-4,
+    "mnist1d_cnn": 1.4e-4,
+    "fashion_cnn": 5e-4,
     "cancer": 2e-5,
     "wine": 2e-5,
     "teacher": 4e-5,
@@ -53,11 +60,10 @@ COMPILING = 5.0
 def main(arguments: list[str] | None = None) -> int:
     """Do the units that are missing; print, write."""
     options = parsed(arguments)
-    units, plan = units_of(options), plan_of(options)
-    missing = missing_of(options)
+    units, missing = units_of(options), missing_of(options)
     if not options.list:
         harness.rows.use_all_cores(options.runs / "compiled")
-    estimates = estimate(units, plan)
+    estimates = estimate(options)
     pace = measured_pace(options, estimates)
     left = sum(estimates[unit] for unit in missing) * pace
     print(
@@ -79,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
                 ):
                     break
                 with harness.progress.part_of(progress, estimates[unit] * pace):
-                    do(options, *unit, plan)
+                    do(options, *unit)
                 done.append(unit)
     finally:
         report(options, units, show={task for task, _ in done})
@@ -100,7 +106,7 @@ def parsed(arguments: list[str] | None) -> Any:
         "--searches",
         type=command_line.positive_integer,
         default=5,
-        help="how many searches per unit",
+        help="how many searches per unit, fewer of large convolutional networks",
     )
     parser.add_argument(
         "--minutes",
@@ -123,7 +129,8 @@ def units_of(options: Any) -> list[tuple[str, str]]:
         (task, name)
         for task in options.tasks
         for name in options.methods
-        if name not in command_line.SPLITS or task in command_line.SPLIT_TASKS
+        if (name not in command_line.SPLITS or task in command_line.SPLIT_TASKS)
+        and (name in command_line.CNN_METHODS or not tasks.is_cnn(task))
     ]
 
 
@@ -133,17 +140,20 @@ def missing_of(options: Any) -> list[tuple[str, str]]:
 
 
 def saved(options: Any, task: str, method: str) -> dict[str, Any] | None:
-    """A unit, if it is saved with as many searches as are asked for."""
+    """The searches of a unit that are asked for, if so many are saved."""
     found = files.read_json(unit_path(options, task, method))
-    enough = found and len(found["searches"]) >= plan_of(options).searches
-    return found if enough else None
+    count = plan_of(options, task).searches
+    if found is None or len(found["searches"]) < count:
+        return None
+    return found | {"searches": found["searches"][:count]}
 
 
-def plan_of(options: Any) -> Any:
-    """How much is trained per unit."""
+def plan_of(options: Any, task: str) -> Any:
+    """How much is trained per unit of a task."""
     if options.smoke:
         return harness.searches.SMOKE
-    return harness.searches.Plan(searches=options.searches)
+    most = MOST_SEARCHES.get(task, options.searches)
+    return harness.searches.Plan(searches=min(options.searches, most))
 
 
 def unit_path(options: Any, task: str, method: str) -> Path:
@@ -157,18 +167,18 @@ def loaded(options: Any, name: str) -> tasks.Task:
     return task._replace(epochs=2 * task.epochs_per_call) if options.smoke else task
 
 
-def estimate(units: list[tuple[str, str]], plan: Any) -> dict[tuple[str, str], float]:
+def estimate(options: Any) -> dict[tuple[str, str], float]:
     """Seconds that each unit takes on two quiet cores."""
     seconds: dict[tuple[str, str], float] = {}
     compiled = set()
-    for task_name, method_name in units:
+    for task_name, method_name in units_of(options):
         try:
             task, method = tasks.load(task_name), harness.methods.METHODS[method_name]
         except SystemExit:  # its data are not here, as running it will say
             seconds[task_name, method_name] = 0.0
             continue
         kind = task_name.partition("-")[0]
-        work = harness.searches.work_of(task, method, plan)
+        work = harness.searches.work_of(task, method, plan_of(options, task_name))
         program = (task.network, task.gradient_noise > 0, method_name)
         seconds[task_name, method_name] = SECONDS[kind] * work
         if program not in compiled:
@@ -190,25 +200,27 @@ def measured_pace(options: Any, estimates: dict[tuple[str, str], float]) -> floa
 
 def seconds_left(options: Any) -> float:
     """How long the units that are missing take."""
-    estimates = estimate(units_of(options), plan_of(options))
+    estimates = estimate(options)
     left = sum(estimates[unit] for unit in missing_of(options))
     return left * measured_pace(options, estimates)
 
 
-def do(options: Any, task_name: str, method_name: str, plan: Any) -> None:
+def do(options: Any, task_name: str, method_name: str) -> None:
     """Run one unit and save it."""
     task, method = loaded(options, task_name), harness.methods.METHODS[method_name]
+    plan = plan_of(options, task_name)
     contained = saved(options, task_name, CONTAINS.get(method_name, "sgd"))
     starts = [one["best"] for one in contained["searches"]] if contained else []
     work = harness.searches.work_of(task, method, plan)
     with harness.progress.over(task_name, work) as progress:
-        unit = harness.searches.run(task, method, plan, starts, progress)
+        begun = files.read_json(unit_path(options, task_name, method_name))
+        unit = harness.searches.run(task, method, plan, starts, progress, begun)
     files.write_json(unit_path(options, task_name, method_name), unit)
 
 
 def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:
     """Save what the units that are there say; print the table of some tasks."""
-    plan, found = plan_of(options), {}
+    found: dict[str, Any] = {}
     for task, method in units:
         if unit := saved(options, task, method):
             row = harness.searches.row(
@@ -219,25 +231,31 @@ def report(options: Any, units: list[tuple[str, str]], show: set[str]) -> None:
             )
             content.setdefault("methods", {})[method] = row
     for task in found.keys() & show:
-        title = f"{tasks.title(task)}, {plan.searches} searches per method"
+        count = plan_of(options, task).searches
+        title = f"{tasks.title(task)}, {count} searches per method"
         harness.tables.show(title, *harness.verdicts.cells(found[task]["methods"]))
+    plan = plan_of(options, TASKS[0])
+    content = {"searches": plan.searches, "tests": plan.tests, "tasks": found}
     command_line.save(
         options,
         "evidence",
-        {"searches": plan.searches, "tests": plan.tests, "tasks": found},
+        content,
         size=sum(
             round(
                 harness.searches.work_of(
-                    loaded(options, task), harness.methods.METHODS[method], plan
+                    loaded(options, task),
+                    harness.methods.METHODS[method],
+                    plan_of(options, task),
                 )
             )
-            for task, content in found.items()
-            for method in content["methods"]
+            for task, one in found.items()
+            for method in one["methods"]
         ),
-        done=sum(len(content["methods"]) for content in found.values()),
+        done=sum(len(one["methods"]) for one in found.values()),
         of=len(units),
         unit="units",
-        draw=harness.verdicts.FIGURES,
+        # They show the tasks at their own length.
+        draw=harness.verdicts.FIGURES if harness.verdicts.main_tasks(content) else None,
     )
 
 

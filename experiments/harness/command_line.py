@@ -60,6 +60,8 @@ SPLITS = (
     "split_asam",
 )
 SPLIT_TASKS = ("mnist1d-40",)
+# Those of the larger convolutional networks, which take long.
+CNN_METHODS = ("sgd", "sam", "momentum_sam", "split_sam")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -54,6 +54,7 @@ def run(
     plan: Plan,
     starts: Sequence[Sequence[dict[str, float]]],
     progress: Progress,
+    begun: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Search and test; what a results file says of it.
 
@@ -63,6 +64,7 @@ def run(
       plan: how much.
       starts: for each search, hyperparameters to try among the others.
       progress: advanced by :func:`work_of` in all.
+      begun: what this returned for fewer searches, to go on from.
 
     Returns:
       ``searches``, what each of them did: ``picked``; ``tests``, the accuracies of what
@@ -72,9 +74,10 @@ def run(
     """
     began, before = time.perf_counter(), progress.done
     planned = work_of(task, method, plan)
-    found = [
+    known = begun["searches"] if begun else []
+    found = known + [
         search(task, method, plan, number, starts[number] if starts else (), progress)
-        for number in range(plan.searches)
+        for number in range(len(known), plan.searches)
     ]
     # Whatever was widened, the method is done.
     progress.advance(before + planned - progress.done)
@@ -82,7 +85,9 @@ def run(
         "task": task.title,
         "method": method.label,
         "searches": found,
-        "unit_seconds": round(time.perf_counter() - began, 1),
+        "unit_seconds": round(
+            time.perf_counter() - began + (begun["unit_seconds"] if begun else 0.0), 1
+        ),
     }
 
 

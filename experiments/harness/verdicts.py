@@ -14,6 +14,7 @@ from experiments.harness import (
     tables,
 )
 from experiments.harness.command_line import (
+    CNN_METHODS,
     COMPARED,
     SPLIT_TASKS,
     SPLITS,
@@ -42,18 +43,23 @@ def cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def compared_tasks(content: dict[str, Any]) -> dict[str, Any]:
+    """The tasks at all lengths that all methods are compared on."""
+    return {n: task for n, task in content["tasks"].items() if not tasks.is_cnn(n)}
+
+
 def main_tasks(content: dict[str, Any]) -> dict[str, Any]:
     """The tasks at their own length, not at a third or thrice of it."""
     return {
         name: task
-        for name, task in content["tasks"].items()
+        for name, task in compared_tasks(content).items()
         if not tasks.parted(name)[1] and "sgd" in task["methods"]
     }
 
 
 def of_all_tasks(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Accuracy of every method on every task, the highest mean of a task in bold."""
-    found = content["tasks"]
+    found = compared_tasks(content)
     labels = {n: methods.METHODS[n].label for n in COMPARED}
     lines = []
     for task in found.values():
@@ -74,7 +80,7 @@ def of_all_gains(
     content: dict[str, Any], over: str
 ) -> tuple[list[str], list[list[str]]]:
     """What every method gains over another on every task, search by search."""
-    found = content["tasks"]
+    found = compared_tasks(content)
     names = [name for name in COMPARED if name not in ("sgd", over)]
     lines = []
     for task in found.values():
@@ -143,6 +149,30 @@ def of_splits(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             line.append("" if name == "sgd" else tables.plus_minus(gained))
         lines.append(line)
     return header, lines
+
+
+def of_convolutions(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The convolutional networks, a line per task and method."""
+    lines = []
+    for task_name, task in content["tasks"].items():
+        if not tasks.is_cnn(task_name):
+            continue
+        rows = task["methods"]
+        for name in (n for n in CNN_METHODS if n in rows):
+            row, first = rows[name], name == next(iter(rows))
+            radii = sorted(one["rho"] for one in row["picked"] if "rho" in one)
+            line = [task["task"] if first else "", row["label"]]
+            line += [f"{task['gradients']:,.0f}", str(len(row["accuracy"]["values"]))]
+            line += [tables.mean_and_error(row["accuracy"])]
+            line += [
+                tables.plus_minus(gain(rows, name, other))
+                if other in rows and name not in ("sgd", other)
+                else ""
+                for other in ("sgd", "sam")
+            ]
+            lines.append([*line, ", ".join(f"{rho:.2g}" for rho in radii)])
+    header = ["task", "method", "gradients", "searches", "accuracy (%)"]
+    return [*header, "over SGD", "over SAM", "picked ρ"], lines
 
 
 def sign(difference: dict[str, float], count: int) -> int:
@@ -264,7 +294,7 @@ def draw_gains(path: Path, content: dict[str, Any]) -> None:
 
 def draw_lengths(path: Path, content: dict[str, Any]) -> None:
     """Gain over SGD against the gradients of a training, a panel per task."""
-    found = content["tasks"]
+    found = compared_tasks(content)
     series = {
         base: [
             found[base + length]
@@ -274,7 +304,7 @@ def draw_lengths(path: Path, content: dict[str, Any]) -> None:
         for base in dict.fromkeys(tasks.parted(name)[0] for name in found)
     }
     series = {base: some for base, some in series.items() if len(some) > 1}
-    series = series or {base: [found[base]] for base in list(found)[:1]}
+    series = series or {n: [task] for n, task in list(main_tasks(content).items())[:1]}
     figure, axes = figures.panels(1, len(series), height=3.4)
     for ax, (base, some) in zip(axes.flat, series.items(), strict=True):
         for name in COMPARED[1:]:

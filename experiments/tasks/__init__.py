@@ -23,6 +23,14 @@ TITLES = {
     "mnist1d-40": "MNIST-1D, 40 % random labels",
     "fashion-0": "Fashion-MNIST, true labels",
     "fashion-40": "Fashion-MNIST, 40 % random labels",
+    "mnist1d_cnn-0": "MNIST-1D, true labels, convolutions",
+    "mnist1d_cnn-40": "MNIST-1D, 40 % random labels, convolutions",
+    "fashion_cnn-0": (
+        "Fashion-MNIST, true labels, convolutions with batch normalization"
+    ),
+    "fashion_cnn-40": (
+        "Fashion-MNIST, 40 % random labels, convolutions with batch normalization"
+    ),
     "cancer-40": "breast cancer, 40 % random labels",
     "wine-50": "wine, 50 % random labels",
     "teacher-60": "teacher and student, 60 % random labels",
@@ -125,6 +133,11 @@ def title(name: str) -> str:
     )
 
 
+def is_cnn(name: str) -> bool:
+    """Whether its network is one of those that have a table of their own."""
+    return "_cnn-" in name
+
+
 def parted(name: str) -> tuple[str, str]:
     """The name without its length, and its length."""
     for length in filter(None, LENGTHS):
@@ -138,11 +151,12 @@ def load(name: str) -> Task:
     """A task by its name in TITLES, which may have a length behind it."""
     base, length = parted(name)
     module, _, variant = base.partition("-")
-    room = {"digits": "digits", "convnet": "digits", "mnist1d": "mnist1d"}
-    room |= {"text": "text"}
-    room |= {"cancer": "tabular", "wine": "tabular", "teacher": "teacher_student"}
-    room |= {"fashion": "fashion"}
-    task = importlib.import_module(f"{__name__}.{room[module]}").load(base, variant)
+    room = {"convnet": "digits", "cancer": "tabular", "wine": "tabular"}
+    room |= {"teacher": "teacher_student"}
+    module = module.removesuffix("_cnn")
+    task = importlib.import_module(f"{__name__}.{room.get(module, module)}").load(
+        base, variant
+    )
     return task._replace(name=name, epochs=round(LENGTHS[length] * task.epochs))
 
 

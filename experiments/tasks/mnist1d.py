@@ -1,8 +1,9 @@
 """MNIST-1D: drawn curves of ten shapes, 40 numbers each.
 
 The generator of its authors makes 4,000 examples, to be split by seed into 3,200
-training and 800 validation examples, and 1,000 test examples. An MLP 40-100-100-10 is
-trained for 30 epochs in batches of 64.
+training and 800 validation examples, and 1,000 test examples. In batches of 64 an MLP
+40-100-100-10 is trained for 30 epochs, and a convolutional network for 120: that of the
+authors, with 16 filters in each of its three convolutions instead of 25.
 
 References:
   Greydanus and Kobak, `Scaling Down Deep Learning with MNIST-1D
@@ -13,8 +14,8 @@ import random
 
 import numpy as np
 
-from experiments.harness.networks import mlp
-from experiments.tasks import Task, with_random_labels
+from experiments.harness.networks import mlp, strided_convnet
+from experiments.tasks import Task, is_cnn, with_random_labels
 
 CLASSES = 10
 
@@ -22,6 +23,7 @@ CLASSES = 10
 def load(name: str, variant: str) -> Task:
     """MNIST-1D with a percentage of random labels."""
     inputs, labels = examples()
+    convolutional = is_cnn(name)
     return Task(
         name=name,
         inputs=inputs,
@@ -33,8 +35,12 @@ def load(name: str, variant: str) -> Task:
         training=3200,
         validation=800,
         classes=CLASSES,
-        network=mlp(40, 100, 100, CLASSES),
-        epochs=30,
+        network=strided_convnet(
+            (40,), ((5, 16), (3, 16), (3, 16)), CLASSES, normalized=False
+        )
+        if convolutional
+        else mlp(40, 100, 100, CLASSES),
+        epochs=120 if convolutional else 30,
         batch=64,
         epochs_per_call=5,
     )

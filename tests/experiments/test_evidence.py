@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from experiments import evidence, label_noise, tasks
-from experiments.harness import methods, progress, searches, tables, training, verdicts
+from experiments.harness import (
+    command_line,
+    files,
+    methods,
+    progress,
+    searches,
+    tables,
+    training,
+    verdicts,
+)
 
 RESULTS = Path(__file__).parents[2] / "results"
 ARGUMENTS = ["--smoke", "--methods", "sgd,sam", "--runs"]
@@ -60,9 +69,9 @@ def test_what_is_picked_validates_best_and_is_tested_on_other_seeds(monkeypatch)
 
     monkeypatch.setattr(training, "train", spy)
     method, plan = methods.METHODS["sgd"], searches.SMOKE
-    bar = progress.Progress("", searches.work_of(task, method, plan))
-    unit = searches.run(task, method, plan, [], bar)
-    assert bar.done == pytest.approx(bar.total)
+    work = progress.Progress("", searches.work_of(task, method, plan))
+    unit = searches.run(task, method, plan, [], work)
+    assert work.done == pytest.approx(work.total)
     validated = [seeds for seeds in seen if min(seeds) >= searches.FIRST_SEED]
     tested = [seeds for seeds in seen if max(seeds) < searches.FIRST_SEED]
     assert len(validated) + len(tested) == len(seen)
@@ -73,6 +82,42 @@ def test_what_is_picked_validates_best_and_is_tested_on_other_seeds(monkeypatch)
         assert {name: best[name] for name in one["picked"]} == one["picked"]
         assert one["validation"] == pytest.approx(np.mean(best["noisy"]), abs=1e-3)
         assert len(one["tests"]) == plan.tests
+
+
+def test_more_searches_go_on_from_those_that_are_done():
+    """The first searches stay what they are, and the rest are as if done at once."""
+
+    def unseen():
+        return progress.Progress("", 0)
+
+    task = tasks.load("wine-50")._replace(epochs=6)
+    method, plan = methods.METHODS["sgd"], searches.SMOKE
+    whole, first = (
+        searches.run(task, method, plan._replace(searches=count), [], unseen())
+        for count in (2, 1)
+    )
+    more = searches.run(task, method, plan, [], unseen(), first)
+    assert more["searches"] == whole["searches"]
+    assert more["searches"][0] == first["searches"][0]
+    assert more["unit_seconds"] > first["unit_seconds"]
+
+
+def test_convolutional_networks_stand_in_a_table_of_their_own():
+    """With fewer methods, and not in the averages over the tasks."""
+    units = evidence.units_of(evidence.parsed([]))
+    convolutions = {name for name, _ in units if tasks.is_cnn(name)}
+    for task in convolutions:
+        found = [method for name, method in units if name == task]
+        assert found == list(command_line.CNN_METHODS)
+    content = json.loads((RESULTS / "evidence.json").read_text())
+    assert convolutions < content["tasks"].keys()
+    assert not convolutions & verdicts.main_tasks(content).keys()
+    assert len(verdicts.main_tasks(content)) == 9
+    _, lines = verdicts.of_convolutions(content)
+    assert len(lines) == len(convolutions) * len(command_line.CNN_METHODS)
+    for make in (verdicts.of_all_tasks, lambda c: verdicts.of_all_gains(c, "sgd")):
+        shown = {line[0] for line in make(content)[1]}
+        assert not shown & {tasks.title(name) for name in convolutions}
 
 
 def test_after_k_trials_a_search_deploys_the_best_validated_of_them():
@@ -99,6 +144,28 @@ def test_what_is_finished_is_not_done_again(folder, monkeypatch, capsys):
     assert "Saved all 2 units" in printed.err
     for name in ("evidence", "evidence_length", "evidence_trials"):
         assert (folder / f"smoke/{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("names", "drawn"),
+    [
+        (["digits-75-short", "wine-50"], True),
+        (["digits-75-short"], False),
+        (["mnist1d_cnn-40"], False),
+    ],
+)
+def test_any_tasks_can_be_run_alone(folder, units, names, drawn):
+    """Figures show tasks at their own length, and are left out where there are none."""
+    options = evidence.parsed(["--smoke", "--methods", "sgd,sam"])
+    options.tasks, options.runs = names, folder / f"{names}"
+    for name in names:
+        for method, unit in units.items():
+            files.write_json(evidence.unit_path(options, name, method), unit)
+    evidence.report(options, evidence.units_of(options), show=set(names))
+    found = json.loads((options.runs / "evidence.json").read_text())
+    assert list(found["tasks"]) == names
+    assert (options.runs / "evidence_trials.png").exists() == drawn
+    assert (options.runs / "evidence_length.png").exists() == drawn
 
 
 def test_the_list_says_what_is_missing_and_trains_nothing(folder, capsys):

@@ -11,7 +11,7 @@ from experiments.tasks import fashion, mnist1d, teacher_student, text
 
 NAMES = (
     *("digits-75", "digits-asymmetric", "cancer-40", "wine-50", "text-50"),
-    "mnist1d-40",
+    *("mnist1d-40", "mnist1d_cnn-40"),
 )
 
 
@@ -98,6 +98,16 @@ def test_fashion_mnist_is_read_and_shrunk_to_means(tiny_fashion):
     assert np.corrcoef(task.inputs[:60, 1], others)[0, 1] == pytest.approx(1)
     assert corner == others[3]
     assert task.labels[60:].tolist() == list(range(10))
+
+
+def test_convolutions_see_what_the_mlp_sees(tiny_fashion):
+    for name in ("mnist1d", "fashion"):
+        plain, convolved = (tasks.load(f"{name}{x}-40") for x in ("", "_cnn"))
+        np.testing.assert_array_equal(plain.inputs, convolved.inputs)
+        params = convolved.network.init(np.random.default_rng(0))
+        logits = convolved.network.logits(params, convolved.inputs[:3])
+        assert logits.shape == (3, convolved.classes)
+        assert convolved.title.startswith(f"{plain.title}, convolutions")
 
 
 def test_without_its_files_fashion_mnist_says_where_they_are(tiny_fashion):

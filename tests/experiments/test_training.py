@@ -133,8 +133,40 @@ def test_a_convolution_is_that_of_jax():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_batch_normalization_is_evaluated_with_the_statistics_of_the_reference():
-    network = networks.small_convnet(4, (2, 3), 5)
+@pytest.mark.parametrize(("shape", "size"), [((9,), 5), ((8, 7), 3)])
+def test_a_convolution_of_stride_2_is_that_of_jax(shape, size):
+    images = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    kernel = jax.random.normal(jax.random.key(1), (size ** len(shape) * 3, 5))
+    wanted = jax.lax.conv_general_dilated(
+        images,
+        kernel.reshape(*[size] * len(shape), 3, 5),
+        [2] * len(shape),
+        [(1, 1)] * len(shape),
+        dimension_numbers=("NHWC", "HWIO", "NHWC")
+        if shape[1:]
+        else ("NHC", "HIO", "NHC"),
+    )
+    found = networks._patches(images, size) @ kernel
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_without_batch_normalization_a_reference_changes_nothing():
+    network = networks.strided_convnet((9,), ((5, 2), (3, 3)), 5, normalized=False)
+    params = network.init(np.random.default_rng(0))
+    inputs = jax.random.normal(jax.random.key(0), (6, 9))
+    np.testing.assert_array_equal(
+        network.logits(params, inputs), network.logits(params, inputs, 2 * inputs)
+    )
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        networks.small_convnet(4, (2, 3), 5),
+        networks.strided_convnet((4, 4), ((3, 2), (3, 3)), 5, normalized=True),
+    ],
+)
+def test_batch_normalization_is_evaluated_with_the_statistics_of_the_reference(network):
     params = network.init(np.random.default_rng(0))
     inputs = jax.random.normal(jax.random.key(0), (6, 16))
     logits = jax.jit(network.logits)
