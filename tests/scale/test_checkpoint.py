@@ -813,6 +813,16 @@ def test_digests_are_those_of_the_checkpoints_that_exist():
     }
 
 
+def test_the_order_of_names_in_a_configuration_does_not_matter():
+    """Nor where NaN is among the values, which is not equal to itself."""
+    nan = float("nan")
+    found, wanted = (
+        describe(PARAMS, {"options": options})
+        for options in ({"a": nan, "b": 1}, {"b": 1, "a": nan})
+    )
+    check_same(found, wanted, "here")
+
+
 def test_what_differs_is_counted_beyond_the_first_five():
     def message(number):
         state = {f"leaf{i}": jnp.ones(2) for i in range(number)}

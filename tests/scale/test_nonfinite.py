@@ -181,3 +181,11 @@ def test_the_model_state_of_a_skipped_step_stays_and_of_any_other_is_new():
         state, _ = step(state, jnp.full(2, factor))
         counts.append(int(state.model_state))
     assert counts == [1, 1, 2]
+
+
+def test_donating_a_state_leaves_the_loss_scale_of_the_caller_alive():
+    scale = jmp.StaticLossScale(jnp.float32(1024))
+    optimizer = ov.wrappers.skip_nonfinite(optax.sgd(0.1), loss_scale=scale)
+    state = optimizer.init(jnp.ones(2))
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+    assert float(scale.loss_scale) == 1024
