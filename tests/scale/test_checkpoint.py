@@ -813,12 +813,23 @@ def test_digests_are_those_of_the_checkpoints_that_exist():
     }
 
 
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_digest_that_is_off_either_way_is_damage(saved, monkeypatch, off):
+    right = checkpoint.description.digests
+    monkeypatch.setattr(
+        checkpoint.description,
+        "digests",
+        lambda arrays: {name: value + off for name, value in right(arrays).items()},
+    )
+    with pytest.raises(OSError, match="arrays are not as they were"):
+        restore(saved)
+
+
 def test_the_order_of_names_in_a_configuration_does_not_matter():
     """Nor where NaN is among the values, which is not equal to itself."""
-    nan = float("nan")
     found, wanted = (
         describe(PARAMS, {"options": options})
-        for options in ({"a": nan, "b": 1}, {"b": 1, "a": nan})
+        for options in ({"a": float("nan"), "b": 1}, {"b": 1, "a": float("nan")})
     )
     check_same(found, wanted, "here")
 
