@@ -364,3 +364,10 @@ def test_without_a_mask_an_ascent_stays_as_it_is():
     ascent = ov.ascent.masked_ascent(ov.sam_perturb(0.5), None)
     perturbation, _ = ascent.update(grads, ascent.init(grads))
     np.testing.assert_allclose(perturbation["w"], [0.3, 0.4], rtol=1e-6)
+
+
+def test_weights_and_gradients_may_be_as_large_as_their_products_may_not():
+    x, g = jnp.array([1e25, 2e25]), jnp.array([4e25, 3e25])
+    ascent = ov.asam_perturb(0.1, eta=0.0)
+    epsilon, _ = ascent.update(g, ascent.init(x), x)
+    assert np.linalg.norm(np.float64(epsilon) / np.float64(x)) == pytest.approx(0.1)

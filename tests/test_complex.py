@@ -164,6 +164,19 @@ def test_optimizers_that_want_the_gradient_or_the_loss_train_complex_parameters(
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_an_optimizer_is_given_the_gradient_as_jax_differentiates_as_well():
+    """A line search compares it with its own; the update is its conjugate."""
+
+    def difference(updates, state, params=None, *, grad, **extra_args):
+        return jax.tree.map(lambda u, g: u - jnp.conj(g), updates, grad), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), difference)
+    step = ov.make_train_step(lambda z, batch: abs(z - (1 + 2j)) ** 2, optimizer)
+    state = ov.init_train_state(jnp.asarray(1j, jnp.complex64), optimizer)
+    state, _ = step(state, jnp.zeros(1))
+    assert state.params == 1j
+
+
 def test_a_local_step_of_complex_parameters_is_that_of_their_parts():
     batch = jnp.asarray([1.0, 0.5, 2.0, 1.5])
     optimizer = ov.vasso(

@@ -101,3 +101,14 @@ def test_value_fn_alone_will_do_for_a_two_gradient_optimizer():
     assert float(state.report.metrics["perturbed_loss"]) == pytest.approx(
         float(loss(point)), rel=1e-6
     )
+
+
+def test_the_loss_that_a_train_step_passes_is_a_function_of_the_parameters():
+    def elsewhere(updates, state, params=None, *, value_fn, **extra_args):
+        return jnp.full_like(updates, value_fn(params + 1.0)), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), elsewhere)
+    step = ov.make_train_step(loss, optimizer)
+    start = ov.init_train_state(jnp.zeros(3), optimizer)
+    state, _ = step(start, jnp.asarray(1.0))
+    np.testing.assert_array_equal(state.params, np.full(3, 7.0))

@@ -147,13 +147,14 @@ def test_a_running_mean_of_several_numbers_is_that_of_each():
 
 
 def test_a_running_mean_leaves_out_what_is_not_finite():
-    """The first value, too: the mean is zero until there is one."""
+    """The first value, too: the mean is zero until there is one. None is forgotten."""
     mean = ov.metrics.running_mean(ov.metrics.grad_norm, 0.8)
     state, means = mean.init(None), []
-    for norm in (jnp.nan, 3.0, jnp.inf, 3.0):
+    for norm in (jnp.nan, 1.0, jnp.inf, 3.0):
         value, state = mean.update(Seen(None, None, jnp.asarray(norm), None), state)
         means.append(float(value))
-    np.testing.assert_allclose(means, [0, 3, 3, 3], rtol=1e-6)
+    expected = [0, 1, 1, (0.8 * 1 + 3) / 1.8]
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
 
 
 def grad_fn(params):

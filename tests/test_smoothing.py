@@ -225,3 +225,12 @@ def test_the_average_goes_on_where_there_is_no_perturbation(buffered):
     average = np.array([0.8, 0.4])
     expected = 0.1 * average / np.linalg.norm(average)
     np.testing.assert_allclose(params, expected, rtol=1e-6)
+
+
+def test_a_first_gradient_of_weight_zero_is_left_out_of_the_average():
+    """As a schedule may have it: the gradient is all noise then."""
+    noise = ov.friendly_noise(1.0, lambda step: 1.0)
+    grads = jnp.array([3.0, 4.0])
+    direction, state = noise.update(grads, noise.init(grads))
+    np.testing.assert_array_equal(direction, grads)
+    np.testing.assert_array_equal(state.ema, [0, 0])

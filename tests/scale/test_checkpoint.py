@@ -733,6 +733,37 @@ def test_a_directory_that_cannot_be_read_is_no_empty_one(saved, monkeypatch):
     store.close()
 
 
+def test_what_was_set_aside_and_has_come_back_is_not_set_aside_again(saved):
+    """As after a repair by hand: it is an old one like others, and goes as they do."""
+    store = checkpoint.checkpoints(saved, CONFIG)
+    data_files(saved / "2")[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="went back to checkpoint 1"):
+        store.restore(a_state())
+    store.save(a_state(step=3))
+    (saved / "2.damaged").rename(saved / "2")
+    store.save(a_state(step=4))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"3", "4", "lock"}
+
+
+def test_without_a_good_checkpoint_a_save_that_fails_sets_nothing_aside(
+    saved, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    store = checkpoint.checkpoints(saved, CONFIG)
+    for number in "12":
+        data_files(saved / number)[0].write_bytes(b"")
+    with pytest.raises(OSError, match="no checkpoint in .* can be read"):
+        store.restore(a_state())
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+    with pytest.raises(OSError, match="could not be written"):
+        store.save(a_state(step=3))
+    store.close()
+    assert {f.name for f in saved.iterdir()} == {"1", "2", "lock"}
+
+
 def test_a_checkpoint_that_was_repaired_is_not_set_aside(saved):
     store = checkpoint.checkpoints(saved, CONFIG)
     file = data_files(saved / "2")[0]
@@ -780,6 +811,27 @@ def test_digests_are_those_of_the_checkpoints_that_exist():
         "float32": 3748759872,
         "complex64": 1930491267,
     }
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_digest_that_is_off_either_way_is_damage(saved, monkeypatch, off):
+    right = checkpoint.description.digests
+    monkeypatch.setattr(
+        checkpoint.description,
+        "digests",
+        lambda arrays: {name: value + off for name, value in right(arrays).items()},
+    )
+    with pytest.raises(OSError, match="arrays are not as they were"):
+        restore(saved)
+
+
+def test_the_order_of_names_in_a_configuration_does_not_matter():
+    """Nor where NaN is among the values, which is not equal to itself."""
+    found, wanted = (
+        describe(PARAMS, {"options": options})
+        for options in ({"a": float("nan"), "b": 1}, {"b": 1, "a": float("nan")})
+    )
+    check_same(found, wanted, "here")
 
 
 def test_what_differs_is_counted_beyond_the_first_five():

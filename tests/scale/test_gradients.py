@@ -176,6 +176,19 @@ def test_microbatches_keep_the_explicit_sharding_of_parameters():
         assert jax.typeof(grads["in"]).sharding.spec == P("data", None)
 
 
+def test_synchronized_gradients_are_the_mean_over_the_axis():
+    def linear(params, model_state, batch, key):
+        return params * jnp.mean(batch), (model_state, ())
+
+    grad_fn = ov.train.synchronized("devices")(linear)
+    (loss, _), grads = jax.vmap(
+        lambda part: grad_fn(ov.train.Inputs(jnp.ones(()), (), part)),
+        axis_name="devices",
+    )(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+    np.testing.assert_array_equal(grads, [3, 3])
+    np.testing.assert_array_equal(loss, [3, 3])
+
+
 def test_each_microbatch_has_its_own_key():
     def noisy(params, model_state, batch, key):
         return params["w"] * jnp.mean(batch), (model_state, jax.random.normal(key))

@@ -167,3 +167,26 @@ def test_a_loss_scale_does_not_change_what_is_learned():
         # A scale moves values past XLA's fused multiply-adds, hence a few roundings.
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-6)
+
+
+def test_the_model_state_of_a_skipped_step_stays_and_of_any_other_is_new():
+    def loss_fn(params, batch, model_state):
+        return jnp.sum(params * batch), model_state + 1
+
+    optimizer = ov.wrappers.skip_nonfinite(optax.sgd(0.1))
+    step = ov.make_train_step(loss_fn, optimizer)
+    state = ov.init_train_state(jnp.ones(2), optimizer, model_state=jnp.zeros(()))
+    counts = []
+    for factor in (1.0, jnp.nan, 1.0):
+        state, _ = step(state, jnp.full(2, factor))
+        counts.append(int(state.model_state))
+    assert counts == [1, 1, 2]
+
+
+def test_donating_a_state_leaves_the_loss_scale_of_the_caller_alive():
+    scale = jmp.DynamicLossScale(jnp.float32(1024))
+    optimizer = ov.wrappers.skip_nonfinite(optax.sgd(0.1), loss_scale=scale)
+    params = jnp.ones(2)
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    step(params, optimizer.init(params), params)
+    assert not scale.loss_scale.is_deleted()
