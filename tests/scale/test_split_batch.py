@@ -187,3 +187,8 @@ def test_a_number_in_a_batch_outside_of_jit_is_refused_too():
     batch = {"x": np.ones((8, 4)), "y": 1.0}
     with pytest.raises(ValueError, match=r"batch\['y'\] is a scalar"):
         grad_fn(ov.train.Inputs(jnp.ones(4), (), batch))
+
+
+def test_losses_of_different_examples_are_not_subtracted():
+    _, metrics = one_step(*problem(), **split_batch())
+    assert metrics.keys() == {"loss", "ascended", "perturbed_loss"}
