@@ -131,26 +131,28 @@ def from_step(n: int) -> Gate:
     return _counting(lambda step: step >= n)
 
 
-def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
-    """Ascend with probability p, independently on each step: eVASSO's gate.
+def bernoulli(probability: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
+    """Ascend with a probability, independently on each step: eVASSO's gate.
 
-    The expected cost is 1 + p gradients per step.
+    The expected cost is 1 + probability gradients per step.
 
     Args:
-      p: probability, in (0, 1]: a number, a schedule of the step, or a traced scalar.
+      probability: in (0, 1]: a number, a schedule of the step, or a traced scalar.
       seed: an integer, or a key of :func:`jax.random.key` or
         :func:`jax.random.PRNGKey` in any implementation, which is copied. Data-parallel
         processes need the same seed, or they would not ascend together.
 
     Raises:
-      ValueError: if p is a number outside (0, 1] or seed is no integer and no key.
+      ValueError: if probability is a number outside (0, 1] or seed is no integer and no
+        key.
 
     References:
       Li et al., `VASSO: Variance Suppression for Sharpness-Aware Minimization
       <https://arxiv.org/abs/2509.02433>`_, 2025.
     """
-    checks.check_hyperparameter("p", p, "in (0, 1]", lambda v: 0 < v <= 1)
-
+    checks.check_hyperparameter(
+        "probability", probability, "in (0, 1]", lambda v: 0 < v <= 1
+    )
     _check_seed(seed)
     impl = _key_impl(seed)
 
@@ -170,7 +172,7 @@ def bernoulli(p: Hyperparameter, seed: int | jax.Array = 0) -> Gate:
         del extra_args
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))
         # JAX refuses an integer, such as a probability of 1.
-        ascend = jax.random.bernoulli(draw, 1.0 * value_at(p, state.step))
+        ascend = jax.random.bernoulli(draw, 1.0 * value_at(probability, state.step))
         return ascend, BernoulliState(
             optax.safe_increment(state.step), jax.random.key_data(key)
         )

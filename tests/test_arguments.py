@@ -18,7 +18,9 @@ ROOMS = (
 )
 # A value for every argument that a public function cannot do without.
 REQUIRED = {
-    **dict.fromkeys(("rho", "sigma", "lmbda", "theta", "alpha", "gamma", "p"), 0.5),
+    **dict.fromkeys(
+        ("rho", "sigma", "lmbda", "theta", "alpha", "gamma", "probability"), 0.5
+    ),
     "learning_rate": 0.1,
     "optimizer": optax.sgd(0.1),
     "ascent": ASCENT,
@@ -31,8 +33,6 @@ REQUIRED = {
     "state": ov.init_train_state(PARAMS, optax.sgd(0.1)),
     "mesh": jax.make_mesh((1,), ("data",)),
 }
-# What evasso passes on to gate.bernoulli.
-RENAMED = {"probability": "p"}
 
 
 def arguments_of_type(*kinds):
@@ -64,9 +64,7 @@ def call_with(function, **given):
 
 @pytest.mark.parametrize(("function", "name"), arguments_of_type("Hyperparameter"))
 def test_every_hyperparameter_is_looked_at_where_it_is_given(function, name):
-    with pytest.raises(
-        ValueError, match=f"^{RENAMED.get(name, name)} must be .*, got nan"
-    ):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got nan"):
         call_with(function, **{name: NAN})
 
 

@@ -100,7 +100,7 @@ HYPERPARAMETERS = {
             for value in (-0.1, 1, NAN)
         ),
     ],
-    "p": [
+    "probability": [
         *(make(gate.bernoulli, value) for value in (0, -0.1, 1.5, NAN)),
         *(make(ov.sam_perturb, 0.1, p=value) for value in (1, 0, -2, NAN)),
     ],
