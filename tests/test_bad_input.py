@@ -1,5 +1,7 @@
 """Bad input is one clear sentence that names the argument, its value and the remedy."""
 
+import functools
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -101,9 +103,11 @@ HYPERPARAMETERS = {
         ),
     ],
     "probability": [
-        *(make(gate.bernoulli, value) for value in (0, -0.1, 1.5, NAN)),
-        *(make(ov.sam_perturb, 0.1, p=value) for value in (1, 0, -2, NAN)),
+        make(function, probability=value)
+        for value in (0, -0.1, 1.5, NAN)
+        for function in (gate.bernoulli, functools.partial(ov.evasso, optax.sgd(0.1)))
     ],
+    "p": [make(ov.sam_perturb, 0.1, p=value) for value in (1, 0, -2, NAN)],
     "k": [make(gate.every, value) for value in (0, -1, 1.5, lambda step: step)],
     "n": [make(gate.from_step, value) for value in (-1, 0.5)],
     "gates": [gate.all_of, gate.any_of],
