@@ -106,7 +106,7 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     **{
         file: lambda file=file: markdown(*quantization.cells(load(file)))
-        for file in ("quantization", "quantization_5000")
+        for file in ("quantization", "quantization_5000", "quantization_10000")
     },
     "forgetting": lambda: markdown(*forgetting.cells(load("forgetting"))),
     **{

@@ -49,6 +49,7 @@ DRAWINGS: dict[str, Any] = {
     "char_lm_width_64": char_lm.draw,
     "quantization": quantization.draw,
     "quantization_5000": quantization.draw,
+    "quantization_10000": quantization.draw,
     "forgetting": forgetting.draw,
     "domain_generalization": domain_generalization.draw,
     **{

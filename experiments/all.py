@@ -42,6 +42,7 @@ WIDER = (
     *("--methods", "adamw,nadamw,momentum_sam"),
 )
 LONGER = ("--gradients", "5000", "--methods", "adamw,momentum_sam,nadamw")
+LONGEST = ("--gradients", "10000", "--methods", "adamw,momentum_sam")
 RUNS = (
     Run("label_noise", 100),
     Run("evidence", 6000),
@@ -60,6 +61,7 @@ RUNS = (
     Run("char_lm_width_64", 300, "char_lm", WIDER),
     Run("quantization", 400),
     Run("quantization_5000", 200, "quantization", LONGER),
+    Run("quantization_10000", 330, "quantization", LONGEST),
     Run("forgetting", 150),
 )
 
